@@ -1,0 +1,176 @@
+package packet
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+)
+
+// Sizes in bytes.
+const (
+	EthernetLen = 14
+	VNetLen     = 10
+
+	// Headroom lies before the first byte of every frame that a Batch hands out:
+	// room for an encapsulation, chosen so that the IP header starts on a cache line.
+	Headroom = 128 - EthernetLen
+
+	// MaxFrame is the largest frame a TAP hands over: 64 KiB of IP behind an
+	// Ethernet header with one VLAN tag.
+	MaxFrame = 65535 + EthernetLen + 4
+)
+
+// A MAC is an Ethernet address.
+type MAC [6]byte
+
+// String returns the address as colon-separated hexadecimal bytes.
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// EtherTypes that the engine knows.
+const (
+	EtherTypeIPv4 = 0x0800
+	EtherTypeARP  = 0x0806
+)
+
+// IP protocol numbers.
+const (
+	ProtoICMP = 1
+	ProtoTCP  = 6
+	ProtoUDP  = 17
+)
+
+// A Frame is one packet as a port handed it over: an Ethernet frame of up to 64 KiB,
+// possibly a super-packet that stands for several wire segments (GSO).
+//
+// A Frame belongs to the Batch it was read into and is valid until that Batch is
+// reset. It is used by one goroutine.
+type Frame struct {
+	buf        []byte // the slot that the frame lies in
+	start, end int    // the frame is buf[start:end]
+
+	// Offsets into the slot, kept across Prepend. Valid iff Parse returned None;
+	// Payload is where L4 data starts, valid for IPv4.
+	L2, L3, L4, Payload int
+
+	EtherType uint16
+	Proto     uint8      // valid iff IPv4
+	Fragment  bool       // valid iff IPv4: more fragments, or an offset
+	Src, Dst  netip.Addr // valid iff IPv4
+	Hash      uint32     // symmetric flow hash; without ports for fragments
+
+	// VNet is the offload metadata: what the sender left undone.
+	VNet VNet
+
+	// Segments is the number of wire segments the frame stands for: 1 after Read,
+	// exact once Parse returned None.
+	Segments int
+
+	// Truncated says that the port could not read the whole frame.
+	Truncated bool
+	// SegmentHint is the segment size that an underlay socket reported for a datagram which
+	// is one super-packet, bytes of L4 payload; 0 when unknown.
+	SegmentHint int
+
+	// Remote is the outer source of a frame read from an underlay, and the outer
+	// destination of a frame to be written to one.
+	Remote netip.AddrPort
+	// OuterTOS is the outer IPv4 TOS byte, read or to be written (RFC 6040).
+	OuterTOS uint8
+
+	// Result of the last Port.Write: wire segments that left and that the port refused,
+	// and the bytes that left.
+	Sent, Refused, SentBytes int
+}
+
+// Bytes returns the frame: the Ethernet header first, or the encapsulation header
+// once a codec has put one on.
+func (f *Frame) Bytes() []byte { return f.buf[f.start:f.end] }
+
+// Len returns the number of bytes of the frame.
+func (f *Frame) Len() int { return f.end - f.start }
+
+// Start returns the offset of the frame's first byte, in the terms of L2, L3 and L4.
+func (f *Frame) Start() int { return f.start }
+
+// Prepend makes the frame n bytes longer at the front and returns those bytes.
+// It reports false when the headroom is used up.
+func (f *Frame) Prepend(n int) ([]byte, bool) {
+	if n < 0 || n > f.start {
+		return nil, false
+	}
+	f.start -= n
+	return f.buf[f.start : f.start+n], true
+}
+
+// Strip removes n bytes from the front; it reports false when there are fewer.
+func (f *Frame) Strip(n int) bool {
+	if n < 0 || n > f.Len() {
+		return false
+	}
+	f.start += n
+	return true
+}
+
+// SetMACs writes the Ethernet destination and source. Valid iff Parse returned None.
+func (f *Frame) SetMACs(dst, src MAC) {
+	copy(f.buf[f.L2:], dst[:])
+	copy(f.buf[f.L2+6:], src[:])
+}
+
+// DstMAC returns the Ethernet destination. Valid iff Parse returned None.
+func (f *Frame) DstMAC() MAC { return MAC(f.buf[f.L2 : f.L2+6]) }
+
+// SrcMAC returns the Ethernet source. Valid iff Parse returned None.
+func (f *Frame) SrcMAC() MAC { return MAC(f.buf[f.L2+6 : f.L2+12]) }
+
+// TOS returns the IPv4 TOS byte (DSCP and ECN). Valid iff IPv4.
+func (f *Frame) TOS() uint8 { return f.buf[f.L3+1] }
+
+// A VNet is a virtio_net_hdr: the checksum and segmentation work that the sender
+// left to the device. The zero value says that nothing is left to do.
+type VNet struct {
+	Flags      uint8
+	GSOType    uint8
+	HdrLen     uint16 // a hint: the kernel puts the linear length here, not the headers'
+	GSOSize    uint16 // bytes of L4 payload in each segment but the last
+	CsumStart  uint16 // from the Ethernet header; valid iff NeedsCsum
+	CsumOffset uint16 // from CsumStart; valid iff NeedsCsum
+}
+
+// virtio_net_hdr flags and GSO types (include/uapi/linux/virtio_net.h).
+const (
+	VNetNeedsCsum = 1
+
+	GSONone  = 0
+	GSOTCPv4 = 1
+	GSOTCPv6 = 4
+	GSOUDPL4 = 5
+
+	gsoECN = 0x80
+)
+
+// NeedsCsum reports whether the L4 checksum field holds only the pseudo-header sum.
+func (v VNet) NeedsCsum() bool { return v.Flags&VNetNeedsCsum != 0 }
+
+// DecodeVNet reads a virtio_net_hdr of VNetLen bytes in native (little-endian) order.
+func DecodeVNet(b []byte) VNet {
+	_ = b[VNetLen-1]
+	return VNet{
+		Flags:      b[0],
+		GSOType:    b[1] &^ gsoECN,
+		HdrLen:     binary.NativeEndian.Uint16(b[2:]),
+		GSOSize:    binary.NativeEndian.Uint16(b[4:]),
+		CsumStart:  binary.NativeEndian.Uint16(b[6:]),
+		CsumOffset: binary.NativeEndian.Uint16(b[8:]),
+	}
+}
+
+// Encode writes the header into the first VNetLen bytes of b, in native order.
+func (v VNet) Encode(b []byte) {
+	_ = b[VNetLen-1]
+	b[0], b[1] = v.Flags, v.GSOType
+	binary.NativeEndian.PutUint16(b[2:], v.HdrLen)
+	binary.NativeEndian.PutUint16(b[4:], v.GSOSize)
+	binary.NativeEndian.PutUint16(b[6:], v.CsumStart)
+	binary.NativeEndian.PutUint16(b[8:], v.CsumOffset)
+}

@@ -1,0 +1,61 @@
+// Package dataplane owns the way of a packet: the Engine with its workers, the Port
+// that frames come in and go out by, and the counters.
+//
+// A worker owns its TAP queue, its underlay, its buffers and its counters and runs each
+// batch to completion: no lock, no channel and no allocation per packet. What it
+// looks up comes from one tables.Set, loaded once per batch. The package never logs on the
+// packet path, never reads a clock there and knows nothing of the control plane.
+package dataplane
+
+import "github.com/tulle-net/tulle/dataplane/packet"
+
+// A Port is where frames come in and go out: a TAP queue, an underlay, or an in-memory
+// port in tests. A Port is used by one goroutine, its worker.
+type Port interface {
+	// Read appends to the batch the frames that are there now and returns their number.
+	// It never blocks: 0 means empty. An error means that the port is gone.
+	Read(*packet.Batch) (int, error)
+	// Write takes every frame of the batch and sets Sent, Refused and SentBytes of each. An
+	// error means that the port is gone; refusals of single frames are no error.
+	Write(*packet.Batch) error
+	// FD is readable (poll(2)) when Read has something to return.
+	FD() int
+	Close() error
+}
+
+// A Codec puts the encapsulation on and takes it off. It is shared by all workers and
+// safe for concurrent use.
+type Codec interface {
+	// Overhead is what the encapsulation adds to an inner IP packet over IPv4, in bytes.
+	Overhead() int
+	// Encap prepends the header to a frame that Parse accepted.
+	Encap(*packet.Frame) packet.Verdict
+	// Decap strips the header, so that the frame starts with an Ethernet header.
+	Decap(*packet.Frame) packet.Verdict
+}
+
+// A Side is one of a worker's two ports.
+type Side uint8
+
+// The sides, also indices into Counters.Ports.
+const (
+	TAP Side = iota
+	Underlay
+	numSides
+)
+
+// String returns the side's name in counters and status.
+func (s Side) String() string {
+	if s == TAP {
+		return "tap"
+	}
+	return "underlay"
+}
+
+// refused is the verdict of a packet that the side's port did not take.
+func (s Side) refused() packet.Verdict {
+	if s == TAP {
+		return packet.DropTAPWrite
+	}
+	return packet.DropUnderlaySend
+}

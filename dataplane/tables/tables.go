@@ -1,0 +1,162 @@
+// Package tables owns what the control plane compiled for the packet path: the FIB, the
+// peers and who owns which source addresses, as one immutable Set.
+//
+// A Set never changes after Compile; readers share it without locks. Publishing and
+// replacing Sets is the engine's. Nothing here touches frame bytes.
+package tables
+
+import (
+	"fmt"
+	"iter"
+	"net/netip"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/tulle-net/tulle/dataplane/packet"
+)
+
+// A Kind says what the engine does with a packet that a route matches.
+type Kind uint8
+
+const (
+	// Local routes lead to pods of this node, through the TAP.
+	Local Kind = iota + 1
+	// ToPeer routes lead to another node, through the underlay.
+	ToPeer
+	// Host routes lead to this node itself: the kernel takes the packet.
+	Host
+	// Reject routes are cluster network that no node owns.
+	Reject
+)
+
+// String returns the kind's name in listings.
+func (k Kind) String() string {
+	switch k {
+	case Local:
+		return "local"
+	case ToPeer:
+		return "peer"
+	case Host:
+		return "host"
+	case Reject:
+		return "reject"
+	}
+	return fmt.Sprintf("kind(%d)", uint8(k))
+}
+
+// MarshalText makes JSON carry the name.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// A MAC is an Ethernet address: the packet path's type, for those who build Sets and touch no
+// frames.
+type MAC = packet.MAC
+
+// A Node is what the packet path knows of the node it runs on.
+type Node struct {
+	VTEP    MAC        // of the TAP: inner destination of what peers send here
+	Gateway MAC        // of the engine, on the TAP's other end
+	Engine  netip.Addr // the engine's own address, on no interface
+	MTU     int        // largest inner IP packet, bytes
+}
+
+// A Peer is another node.
+type Peer struct {
+	Name     string
+	Endpoint netip.AddrPort // outer destination, and outer source but for the port
+	VTEP     MAC            // inner destination MAC of what is sent there
+	Sources  []netip.Prefix // inner sources it may send from: its subnets and own addresses
+}
+
+// A Route is one FIB entry.
+type Route struct {
+	Prefix netip.Prefix
+	Kind   Kind
+	Peer   *Peer // valid iff Kind is ToPeer
+}
+
+// A Set is everything that a packet's way depends on, immutable. Every method is safe for
+// concurrent use.
+type Set struct {
+	Generation uint64
+	Node       Node
+
+	fib     bart.Fast[*Route]
+	sources bart.Fast[*Peer]
+	peers   map[netip.Addr]*Peer
+}
+
+// Compile returns the Set of one generation. It refuses two peers with one endpoint
+// address, two routes for one prefix, overlapping sources of different peers and routes
+// without a peer, naming them.
+func Compile(generation uint64, node Node, peers []*Peer, routes []Route) (*Set, error) {
+	s := &Set{Generation: generation, Node: node, peers: make(map[netip.Addr]*Peer, len(peers))}
+	for _, p := range peers {
+		if err := s.addPeer(p); err != nil {
+			return nil, err
+		}
+	}
+	for _, r := range routes {
+		if err := s.addRoute(r); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *Set) addPeer(p *Peer) error {
+	addr := p.Endpoint.Addr().Unmap()
+	if other, ok := s.peers[addr]; ok {
+		return fmt.Errorf("compile tables: peers %s and %s share the endpoint %s", other.Name, p.Name, addr)
+	}
+	s.peers[addr] = p
+	for _, prefix := range p.Sources {
+		if s.sources.OverlapsPrefix(prefix) {
+			return fmt.Errorf("compile tables: %s of peer %s overlaps another peer's addresses", prefix, p.Name)
+		}
+	}
+	for _, prefix := range p.Sources {
+		s.sources.Insert(prefix.Masked(), p)
+	}
+	return nil
+}
+
+func (s *Set) addRoute(r Route) error {
+	r.Prefix = r.Prefix.Masked()
+	if _, ok := s.fib.Get(r.Prefix); ok {
+		return fmt.Errorf("compile tables: two routes for %s", r.Prefix)
+	}
+	if (r.Kind == ToPeer) != (r.Peer != nil) {
+		return fmt.Errorf("compile tables: route %s is of kind %s: a peer route names a peer, the others none", r.Prefix, r.Kind)
+	}
+	s.fib.Insert(r.Prefix, &r)
+	return nil
+}
+
+// Lookup returns the longest matching route for dst, or nil.
+func (s *Set) Lookup(dst netip.Addr) *Route {
+	r, _ := s.fib.Lookup(dst)
+	return r
+}
+
+// PeerAt returns the peer whose packets come from the outer address addr, or nil.
+func (s *Set) PeerAt(addr netip.Addr) *Peer { return s.peers[addr] }
+
+// Owner returns the peer that src belongs to, or nil.
+func (s *Set) Owner(src netip.Addr) *Peer {
+	p, _ := s.sources.Lookup(src)
+	return p
+}
+
+// Routes returns all routes, sorted by prefix.
+func (s *Set) Routes() iter.Seq[*Route] {
+	return func(yield func(*Route) bool) {
+		for _, r := range s.fib.AllSorted() {
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// Peers returns the number of peers.
+func (s *Set) Peers() int { return len(s.peers) }

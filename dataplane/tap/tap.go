@@ -1,0 +1,150 @@
+// Package tap owns Linux TAP devices: their queues as dataplane Ports, and which offloads
+// the kernel has.
+//
+// It never configures addresses, routes or the link's state: that is the reconciler's. It follows
+// Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h.
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Offloads is the set of TUN_F_ flags that the kernel accepted: what a frame read from the
+// device may leave undone.
+type Offloads uint
+
+var offloadNames = []struct {
+	flag Offloads
+	name string
+}{
+	{unix.TUN_F_CSUM, "csum"},
+	{unix.TUN_F_TSO4, "tso4"},
+	{unix.TUN_F_TSO6, "tso6"},
+	{unix.TUN_F_USO4, "uso4"},
+	{unix.TUN_F_USO6, "uso6"},
+}
+
+// Names returns the offloads' names.
+func (o Offloads) Names() []string {
+	names := []string{}
+	for _, known := range offloadNames {
+		if o&known.flag != 0 {
+			names = append(names, known.name)
+		}
+	}
+	return names
+}
+
+// offloadLadder is what is asked of the kernel, best first: USO exists from Linux 6.2.
+var offloadLadder = []Offloads{
+	unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_USO4 | unix.TUN_F_USO6,
+	unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6,
+	unix.TUN_F_CSUM,
+	0,
+}
+
+// A Device is one TAP with all its queues. It exists while a queue is open, and beyond
+// that only after SetPersistent.
+type Device struct {
+	Name     string
+	Queues   []*Queue
+	Offloads Offloads
+}
+
+// Open creates the TAP called name, or attaches to it when it exists and nobody holds it, with the
+// given number of queues.
+func Open(name string, queues int) (*Device, error) {
+	if len(name) >= unix.IFNAMSIZ {
+		return nil, fmt.Errorf("tap %s: name longer than %d bytes", name, unix.IFNAMSIZ-1)
+	}
+	d := &Device{Name: name}
+	for range queues {
+		fd, err := openQueue(name)
+		if err != nil {
+			d.Close()
+			return nil, err
+		}
+		d.Queues = append(d.Queues, &Queue{fd: fd})
+	}
+	if err := d.probeOffloads(); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func openQueue(name string) (int, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open /dev/net/tun: %w (needs root or CAP_NET_ADMIN, and the kernel's tun driver)", err)
+	}
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("tap %s: %w", name, err)
+	}
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		unix.Close(fd)
+		if errors.Is(err, unix.EBUSY) {
+			return -1, fmt.Errorf("create tap %s: %w: another process holds it; stop that one first", name, err)
+		}
+		return -1, fmt.Errorf("create tap %s: %w", name, err)
+	}
+	return fd, nil
+}
+
+// probeOffloads takes the best set of offloads that the kernel accepts. They belong to the
+// device, so one queue's descriptor is enough.
+func (d *Device) probeOffloads() error {
+	var err error
+	for _, offloads := range offloadLadder {
+		if err = unix.IoctlSetInt(d.Queues[0].fd, unix.TUNSETOFFLOAD, int(offloads)); err == nil {
+			d.Offloads = offloads
+			return nil
+		}
+	}
+	return fmt.Errorf("tap %s: TUNSETOFFLOAD: %w", d.Name, err)
+}
+
+// SetPersistent says whether the device outlives its descriptors.
+func (d *Device) SetPersistent(on bool) error {
+	value := 0
+	if on {
+		value = 1
+	}
+	if err := unix.IoctlSetInt(d.Queues[0].fd, unix.TUNSETPERSIST, value); err != nil {
+		return fmt.Errorf("tap %s: TUNSETPERSIST: %w", d.Name, err)
+	}
+	return nil
+}
+
+// Close closes all queues, and with them removes the device unless it is persistent.
+func (d *Device) Close() error {
+	var errs []error
+	for _, q := range d.Queues {
+		errs = append(errs, q.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// String lists the device's name and offloads.
+func (d *Device) String() string {
+	return fmt.Sprintf("%s (%d queues, %s)", d.Name, len(d.Queues), strings.Join(d.Offloads.Names(), " "))
+}
+
+func rawRead(fd int, b []byte) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	return int(n), errno
+}
+
+func rawWritev(fd int, iov []unix.Iovec) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	return int(n), errno
+}
