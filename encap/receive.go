@@ -1,0 +1,103 @@
+package encap
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/dataplane/packet"
+)
+
+// receiveBatch is the number of datagrams, each up to 64 KiB when the kernel joined or never
+// cut segments, that one system call takes.
+const receiveBatch = 16
+
+// maxDatagram is one byte more than UDP over IPv4 can carry, so that a full buffer means a
+// cut datagram.
+const maxDatagram = 65536 - outerIPv4Len - outerUDPLen
+
+// A receiveRing is what one recvmmsg(2) fills besides the frames' bytes.
+type receiveRing struct {
+	msgs    [receiveBatch]mmsghdr
+	iovecs  [receiveBatch]unix.Iovec
+	names   [receiveBatch]unix.RawSockaddrInet4
+	control [receiveBatch][controlLen]byte
+	slots   [receiveBatch][]byte
+}
+
+func (r *receiveRing) init() {
+	for i := range r.msgs {
+		h := &r.msgs[i].hdr
+		h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
+		h.Iov = &r.iovecs[i]
+		h.SetIovlen(1)
+		h.Control = &r.control[i][0]
+	}
+}
+
+// arm gives as many messages a slot of the batch's arena as there is room for, and returns
+// their number.
+func (r *receiveRing) arm(b *packet.Batch) int {
+	for i := range r.msgs {
+		slot := b.Slot(maxDatagram)
+		if slot == nil {
+			return i
+		}
+		b.Claim(len(slot))
+		r.slots[i] = slot
+		r.iovecs[i].Base = &slot[packet.Headroom]
+		r.iovecs[i].SetLen(maxDatagram)
+		h := &r.msgs[i].hdr
+		h.Namelen = unix.SizeofSockaddrInet4
+		h.SetControllen(controlLen)
+		h.Flags = 0
+	}
+	return len(r.msgs)
+}
+
+// Read appends the datagrams that wait in the socket, up to 16 reads of it. Datagrams that the
+// kernel joined (UDP_GRO) become a frame each.
+func (u *Underlay) Read(b *packet.Batch) (int, error) {
+	armed := u.recv.arm(b)
+	if armed == 0 {
+		return 0, nil
+	}
+	n, errno := recvmmsg(u.receiver, u.recv.msgs[:armed])
+	switch errno {
+	case 0:
+	case unix.EAGAIN, unix.EINTR:
+		return 0, nil
+	default:
+		return 0, fmt.Errorf("read underlay: %w", errno)
+	}
+	before := len(b.Frames)
+	for i := range n {
+		u.split(b, i)
+	}
+	return len(b.Frames) - before, nil
+}
+
+// split appends the frames of message i to the batch.
+func (u *Underlay) split(b *packet.Batch, i int) {
+	m, slot := &u.recv.msgs[i], u.recv.slots[i]
+	end := packet.Headroom + int(m.len)
+	size, tos := readControl(u.recv.control[i][:m.hdr.Controllen])
+	hint := 0
+	if size <= 0 || size >= int(m.len) {
+		size = int(m.len)
+	} else if u.framing.DatagramLen(slot[packet.Headroom:end]) == int(m.len) {
+		// Not joined but never cut: a super-packet of a kernel peer on the same machine, and
+		// the size is that of its inner segments.
+		size, hint = int(m.len), size
+	}
+	remote := addrPort(&u.recv.names[i])
+	for start := packet.Headroom; ; start += size {
+		f := b.Append(slot, start, min(start+size, end))
+		f.Remote, f.OuterTOS, f.SegmentHint = remote, tos, hint
+		f.Truncated = m.hdr.Flags&unix.MSG_TRUNC != 0
+		if start+size >= end {
+			return
+		}
+	}
+}
