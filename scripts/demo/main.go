@@ -1,0 +1,110 @@
+// Command demo builds a lab of three nodes with two pods each, shows that packets get where they should, and removes it.
+//
+// It owns the run and its verdict, not the lab (scripts/lab) nor the traffic (bench). Each step is a line with a tick or a
+// cross; the exit code is 0 iff all have ticks, 1 if not, 2 on wrong usage.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/tulle-net/tulle/scripts/lab"
+)
+
+// limit is how long the steps may take in all; the wait for another lab to end is not counted.
+const limit = 60 * time.Second
+
+func main() {
+	tulle := flag.String("tulle", "bin/tulle", "the binary to show")
+	bytes := flag.Int64("bytes", 1<<30, "size of the TCP transfer")
+	dir := flag.String("dir", "/run/tulle-demo", "directory of the lab")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "demo: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "demo:", lab.ErrNotRoot)
+		os.Exit(2)
+	}
+	if _, err := os.Stat(*tulle); err != nil {
+		fmt.Fprintf(os.Stderr, "demo: -tulle: %v: build it with: make build\n", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if !run(ctx, lab.Config{Dir: *dir, Nodes: 3, Pods: 2, Executable: *tulle, Ephemeral: true, Progress: os.Stderr}, *bytes) {
+		os.Exit(1)
+	}
+}
+
+// run says whether all went well, the removal of the lab included.
+func run(ctx context.Context, c lab.Config, bytes int64) bool {
+	l, err := lab.Up(ctx, c)
+	if err != nil {
+		fmt.Printf("✗ lab: %v\n", err)
+		return false
+	}
+	start := time.Now()
+	fmt.Printf("✓ lab: %d nodes with %d pods each, every node with a daemon that knows its peers\n", c.Nodes, c.Pods)
+	d := &demo{lab: l, nodes: l.Nodes(), bytes: bytes}
+	ok := d.steps(ctx)
+	if !ok {
+		printLogs(l)
+	}
+	if err := l.Down(); err != nil {
+		fmt.Printf("✗ remove the lab: %v\n", err)
+		return false
+	}
+	elapsed := time.Since(start).Round(100 * time.Millisecond)
+	fmt.Printf("%s: ping median RTT %v, TCP %.2f Gb/s (reading the source and hashing at both ends included), elapsed %v\n",
+		map[bool]string{true: "all passed", false: "FAILED"}[ok], d.rtt.Round(time.Microsecond), d.gbps, elapsed)
+	return ok
+}
+
+func (d *demo) steps(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the demo takes longer than %v", limit))
+	defer cancel()
+	for _, step := range []struct {
+		name string
+		run  func(context.Context) (string, error)
+	}{
+		{"ping every pod from every other pod", d.pingPods},
+		{"ping every pod from every node", d.pingNodes},
+		{"round trip between pods of two nodes", d.latency},
+		{"TCP between pods of two nodes", d.transfer},
+		{"UDP, 64 bytes", func(ctx context.Context) (string, error) { return d.exchange(ctx, 64) }},
+		{"UDP, 9000 bytes in fragments", func(ctx context.Context) (string, error) { return d.exchange(ctx, 9000) }},
+		{"no daemon, no packets: SIGSTOP, then SIGCONT", d.pause},
+		{"every packet accounted for", d.ledger},
+	} {
+		detail, err := step.run(ctx)
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		if err != nil {
+			fmt.Printf("✗ %s: %v\n", step.name, err)
+			return false
+		}
+		fmt.Printf("✓ %s: %s\n", step.name, detail)
+	}
+	return true
+}
+
+// printLogs shows the end of each daemon's log, for the lab's removal takes the files away.
+func printLogs(l *lab.Lab) {
+	for _, n := range l.Nodes() {
+		b, _ := os.ReadFile(n.LogFile)
+		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+		fmt.Fprintf(os.Stderr, "log of %s (process %d, alive %t):\n", n.Name, n.PID, n.Alive)
+		for _, line := range lines[max(0, len(lines)-10):] {
+			fmt.Fprintln(os.Stderr, "  "+line)
+		}
+	}
+}

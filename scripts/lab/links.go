@@ -1,0 +1,221 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	underlayNamespace = "tulle-underlay"
+	bridgeName        = "tulle-br"
+	vxlanOverhead     = 50
+)
+
+// gateway is the next hop of every pod. No interface holds it: the pod has a permanent neighbour entry for it.
+var gateway = netip.MustParseAddr("169.254.1.1")
+
+// underlayPort is the bridge's side of a node's eth0.
+func underlayPort(number int) string { return fmt.Sprintf("tulle-u%d", number) }
+
+// podPort is the node's side of a pod's eth0.
+func podPort(pod int) string { return fmt.Sprintf("tulle-p%d", pod) }
+
+// prepare sets what every namespace of the lab has: lo up, no IPv6 (so no ND noise), no rp_filter inherited from the host.
+func prepare() error {
+	for _, s := range []struct{ key, value string }{
+		{"ipv6/conf/all/disable_ipv6", "1"},
+		{"ipv6/conf/default/disable_ipv6", "1"},
+		{"ipv6/conf/all/accept_ra", "0"},
+		{"ipv6/conf/default/accept_ra", "0"},
+		{"ipv4/conf/all/rp_filter", "0"},
+		{"ipv4/conf/default/rp_filter", "0"},
+	} {
+		// A kernel built without IPv6 has no such file, and nothing to switch off.
+		if err := sysctl(s.key, s.value); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return linkUp("lo")
+}
+
+// sysctl writes a key of /proc/sys/net, which shows the namespace of the calling thread.
+func sysctl(key, value string) error {
+	return os.WriteFile(filepath.Join("/proc/sys/net", key), []byte(value), 0o644)
+}
+
+func linkUp(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set link %s up: %w", name, err)
+	}
+	return nil
+}
+
+func setUpUnderlay() error {
+	return In(underlayNamespace, func() error {
+		if err := prepare(); err != nil {
+			return err
+		}
+		// With br_netfilter loaded, bridged packets would pass IP hooks that reassemble fragments.
+		if err := sysctl("bridge/bridge-nf-call-iptables", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = bridgeName
+		snooping := false
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}); err != nil {
+			return fmt.Errorf("add bridge %s: %w", bridgeName, err)
+		}
+		return linkUp(bridgeName)
+	})
+}
+
+func setUpNode(n node, mtu int) error {
+	err := In(n.namespace(), func() error {
+		if err := prepare(); err != nil {
+			return err
+		}
+		if err := sysctl("ipv4/ip_forward", "1"); err != nil {
+			return err
+		}
+		if err := addVeth("eth0", underlayNamespace, underlayPort(n.Number), mtu); err != nil {
+			return err
+		}
+		_, err := setUpLink("eth0", netip.PrefixFrom(n.publicIP(), 24))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("node %s: %w", n.name(), err)
+	}
+	return In(underlayNamespace, func() error { return joinBridge(underlayPort(n.Number)) })
+}
+
+func joinBridge(name string) error {
+	bridge, err := netlink.LinkByName(bridgeName)
+	if err != nil {
+		return fmt.Errorf("find bridge %s: %w", bridgeName, err)
+	}
+	port, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	if err := netlink.LinkSetMaster(port, bridge); err != nil {
+		return fmt.Errorf("add %s to bridge: %w", name, err)
+	}
+	return linkUp(name)
+}
+
+// setUpPod joins pod j to its node. Both sides know each other's MAC for good, so no ARP runs between them.
+func setUpPod(n node, j, underlayMTU int) error {
+	address := netip.PrefixFrom(n.podIP(j), 32)
+	var inside, outside netlink.Link
+	add := func() error { return addVeth(podPort(j), n.pod(j), "eth0", underlayMTU-vxlanOverhead) }
+	pod := func() (err error) {
+		if err = prepare(); err == nil {
+			inside, err = setUpLink("eth0", address)
+		}
+		return err
+	}
+	host := func() (err error) {
+		if outside, err = setUpLink(podPort(j), netip.Prefix{}); err != nil {
+			return err
+		}
+		if err = addNeighbour(outside, address.Addr(), inside.Attrs().HardwareAddr.String(), 0); err != nil {
+			return err
+		}
+		return addRoute(outside, address, netip.Addr{})
+	}
+	uplink := func() error {
+		if err := addNeighbour(inside, gateway, outside.Attrs().HardwareAddr.String(), 0); err != nil {
+			return err
+		}
+		return addRoute(inside, netip.PrefixFrom(netip.IPv4Unspecified(), 0), gateway)
+	}
+	for _, step := range []struct {
+		namespace string
+		run       func() error
+	}{{n.namespace(), add}, {n.pod(j), pod}, {n.namespace(), host}, {n.pod(j), uplink}} {
+		if err := In(step.namespace, step.run); err != nil {
+			return fmt.Errorf("pod %s: %w", n.pod(j), err)
+		}
+	}
+	return nil
+}
+
+// addVeth makes a pair: name here, peer in another namespace.
+func addVeth(name, namespace, peer string, mtu int) error {
+	fd, err := unix.Open(filepath.Join(netnsDir, namespace), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open namespace %s: %w", namespace, err)
+	}
+	defer unix.Close(fd)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = name, mtu
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerMTU, veth.PeerNamespace = peer, uint32(mtu), netlink.NsFd(fd)
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("add veth %s: %w", name, err)
+	}
+	return nil
+}
+
+// setUpLink gives a link its address, if there is one, and sets it up.
+func setUpLink(name string, address netip.Prefix) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("find link %s: %w", name, err)
+	}
+	if address.IsValid() {
+		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(address)}); err != nil {
+			return nil, fmt.Errorf("add address %s to %s: %w", address, name, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return nil, fmt.Errorf("set link %s up: %w", name, err)
+	}
+	return link, nil
+}
+
+// addRoute sends dst out of link, by way of via if that is valid.
+func addRoute(link netlink.Link, dst netip.Prefix, via netip.Addr) error {
+	r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(dst), Scope: netlink.SCOPE_LINK}
+	if via.IsValid() {
+		r.Gw, r.Scope = via.AsSlice(), netlink.SCOPE_UNIVERSE
+		r.SetFlag(netlink.FLAG_ONLINK)
+	}
+	if err := netlink.RouteReplace(r); err != nil {
+		return fmt.Errorf("add route %s dev %s: %w", dst, link.Attrs().Name, err)
+	}
+	return nil
+}
+
+// addNeighbour makes a permanent entry; flags are NTF_*.
+func addNeighbour(link netlink.Link, ip netip.Addr, mac string, flags int) error {
+	hw, err := net.ParseMAC(mac)
+	if err != nil {
+		return fmt.Errorf("neighbour %s: %w", ip, err)
+	}
+	n := &netlink.Neigh{LinkIndex: link.Attrs().Index, IP: ip.AsSlice(), HardwareAddr: hw,
+		State: netlink.NUD_PERMANENT, Flags: flags}
+	if flags&netlink.NTF_SELF != 0 {
+		n.Family = unix.AF_BRIDGE
+	}
+	if err := netlink.NeighSet(n); err != nil {
+		return fmt.Errorf("set neighbour %s %s dev %s: %w", ip, mac, link.Attrs().Name, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
