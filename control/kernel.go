@@ -25,6 +25,22 @@ type Kernel struct {
 	State State // Peers do not matter
 }
 
+// CheckFree refuses a TAP that another process holds: the kernel would share its packets out between both. A TAP that
+// a daemon left with --keep has no carrier and is free.
+func (k Kernel) CheckFree() error {
+	link, err := netlink.LinkByName(k.TAP)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("link %s: %w", k.TAP, err)
+	}
+	if link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 {
+		return fmt.Errorf("link %s: another process holds it, most likely a second tulle node in this network namespace: stop that one first", k.TAP)
+	}
+	return nil
+}
+
 // Apply makes the kernel's state what it has to be, whatever it was before. It is idempotent.
 func (k Kernel) Apply() error {
 	link, err := netlink.LinkByName(k.TAP)

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The local API: JSON over HTTP on the unix socket RUN_DIR/tulle.sock, for root and the daemon's own user.
+const (
+	socketName   = "tulle.sock"
+	lockName     = "tulle.lock"
+	apiTimeout   = 5 * time.Second
+	pathStatus   = "/v1/status"
+	pathRoutes   = "/v1/routes"
+	maxSocketLen = 107 // sun_path without the terminating zero
+)
+
+// lockRunDir makes the run directory and takes its lock, which says that one daemon serves it.
+func lockRunDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("run directory %s: another daemon uses it; stop that one or give another --run-dir", dir)
+	}
+	return f, nil
+}
+
+// An apiServer answers the other commands.
+type apiServer struct {
+	listener *net.UnixListener
+	server   *http.Server
+}
+
+func listenAPI(d *daemon) (*apiServer, error) {
+	path := filepath.Join(d.config.runDir, socketName)
+	if len(path) > maxSocketLen {
+		return nil, fmt.Errorf("socket %s: path longer than %d bytes: give a shorter --run-dir", path, maxSocketLen)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of a daemon that was killed
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	old := unix.Umask(0o177)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+pathStatus, answer(d.status))
+	mux.HandleFunc("GET "+pathRoutes, answer(d.routes))
+	return &apiServer{listener: listener, server: &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}}, nil
+}
+
+// run serves until ctx ends.
+func (a *apiServer) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { a.server.Close() })
+	defer stop()
+	err := a.server.Serve(trustedListener{a.listener})
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("api: %w", err)
+}
+
+// A trustedListener hangs up on every process that is neither root's nor of the daemon's own user.
+type trustedListener struct{ *net.UnixListener }
+
+func (l trustedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		if trusted(conn) {
+			return conn, nil
+		}
+		conn.Close()
+	}
+}
+
+func trusted(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ok := false
+	err = raw.Control(func(fd uintptr) {
+		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		ok = err == nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid())
+	})
+	return err == nil && ok
+}
+
+// answer serves what get returns as JSON.
+func answer[T any](get func(context.Context) (T, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), apiTimeout)
+		defer cancel()
+		v, err := get(ctx)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(v) // fails only when the client has gone
+	}
+}
+
+// ask gets one path of the daemon that serves runDir. Without a daemon the error has exit code 3.
+func ask[T any](ctx context.Context, runDir, path string) (T, error) {
+	var v T
+	socket := filepath.Join(runDir, socketName)
+	client := http.Client{Timeout: 2 * apiTimeout, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+		DisableKeepAlives: true,
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://tulle"+path, nil)
+	if err != nil {
+		return v, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return v, &exitError{exitUnreachable, fmt.Errorf("no daemon answers on %s (%w): start tulle node, or name its directory with --run-dir", socket, rootCause(err))}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var text strings.Builder
+		fmt.Fprintf(&text, "the daemon on %s answered %s", socket, resp.Status)
+		return v, errors.New(text.String())
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
+		return v, fmt.Errorf("answer of the daemon on %s: %w", socket, err)
+	}
+	return v, nil
+}
+
+// rootCause strips what net/http wraps around an error.
+func rootCause(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+}

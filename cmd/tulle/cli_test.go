@@ -1,0 +1,284 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/scripts/lab"
+)
+
+// tulle runs one command line as its own process and returns what it printed and its exit code.
+func tulle(t *testing.T, attr *syscall.SysProcAttr, env []string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, errOut bytes.Buffer
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a daemon that starts where it should refuse
+	defer cancel()
+	cmd := exec.CommandContext(ctx, self, args...)
+	cmd.Env = append(append(os.Environ(), asTulle+"=1"), env...)
+	cmd.SysProcAttr, cmd.Stdout, cmd.Stderr = attr, &out, &errOut
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
+}
+
+// TestErrors demands that each mistake gets one line that names the thing, and its exit code.
+func TestErrors(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	conf := write("ok.json", `{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}`)
+	node := []string{"node", "--subnet", "10.244.1.0/24", "--config", conf}
+	with := func(extra ...string) []string { return append(append([]string{}, node...), extra...) }
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"frobnicate"}, 2, `unknown command "frobnicate"`},
+		{[]string{"status", "--frobnicate"}, 2, "unknown flag: --frobnicate"},
+		{[]string{"status", "-o", "xml"}, 2, "-o xml: unknown format (allowed: table, json)"},
+		{[]string{"status", "extra"}, 2, `unexpected argument "extra"`},
+		{[]string{"status", "--run-dir", dir}, 3, "no daemon answers on " + dir + "/tulle.sock"},
+		{[]string{"routes", "--run-dir", dir}, 3, "start tulle node"},
+		{[]string{"node", "--config", conf}, 2, "--subnet is missing"},
+		{[]string{"node", "--config", dir + "/absent.json", "--subnet", "10.244.1.0/24"}, 1, "absent.json: no such file"},
+		{with("--iface", "eth9"), 1, "tulle node: --iface eth9: no such link (have: "},
+		{with("--public-ip", "203.0.113.9"), 1, "--public-ip 203.0.113.9: no link has this address (have: "},
+		{with("--public-ip", "nonsense"), 2, "--public-ip nonsense: an IPv4 address is needed"},
+		{with("--subnet", "10.9.1.0/24"), 2, "--subnet 10.9.1.0/24: it must lie inside the cluster network 10.244.0.0/16"},
+		{with("--subnet", "10.244.1.7/24"), 2, "--subnet 10.244.1.7/24 has host bits: write 10.244.1.0/24"},
+		{with("--workers", "0"), 2, "--workers 0: out of range (allowed: 1 to 64)"},
+		{with("--underlay", "pigeon"), 2, "--underlay pigeon: unknown (allowed: udp)"},
+		{with("--iface", "lo", "--peers", dir+"/none.json"), 1, "peers file: open " + dir + "/none.json: no such file"},
+		{with("--iface", "lo", "--peers", write("bad1.json", `[{"name":"x","publicIP":"1.2.3.4","subnet":"10.244.2.9/24"}]`)), 1, `peer 1 ("x"): subnet 10.244.2.9/24 has host bits: write 10.244.2.0/24`},
+		{with("--iface", "lo", "--peers", write("bad2.json", "[{\n\"name\":\"x\"\n\"publicIP\":1}]")), 1, "bad2.json: line 3: "},
+		{with("--iface", "lo", "--peers", write("bad3.json", `[{"name":"x","publicIP":"1.2.3.4","subnet":"10.244.2.0/24","backendType":"vxlan"}]`)), 1, `backendData.VtepMAC: "" is no 48-bit MAC address`},
+		{[]string{"node", "--subnet", "10.244.1.0/24", "--config", write("len.json", `{"Network": "10.244.0.0/16", "SubnetLen": 31, "Backend": {"Type": "vxlan"}}`)}, 1, "len.json:1:43: SubnetLen: 31: "},
+		{[]string{"node", "--subnet", "10.244.1.0/24", "--config", write("udp.json", `{"Network": "10.244.0.0/16"}`)}, 1, "Backend.Type udp: this version runs vxlan only"},
+	} {
+		stdout, stderr, code := tulle(t, nil, nil, c.args...)
+		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 || stdout != "" {
+			t.Errorf("tulle %s:\nexit %d, want %d\nstderr %q, want one line with %q\nstdout %q", strings.Join(c.args, " "), code, c.code, stderr, c.want, stdout)
+		}
+	}
+}
+
+// TestNotRoot demands one clear sentence and exit 2 from everything that needs root.
+func TestNotRoot(t *testing.T) {
+	// Somebody else must be able to run the test binary.
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "tulle-notroot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	os.Chmod(dir, 0o755)
+	binary := filepath.Join(dir, "tulle")
+	copyFile(t, self, binary)
+	for _, args := range [][]string{{"node", "--subnet", "10.244.1.0/24"}, {"lab", "up"}, {"lab", "down"}} {
+		cmd := exec.CommandContext(t.Context(), binary, args...)
+		cmd.Env = append(os.Environ(), asTulle+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != exitUsage || !strings.Contains(string(out), "needs root") || strings.Count(string(out), "\n") != 1 {
+			t.Errorf("tulle %v as nobody: exit %d, %q", args, code, out)
+		}
+	}
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	in, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStatusAndRoutes reads a daemon's reports as a script would, and as a person would.
+func TestStatusAndRoutes(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1})
+	runDir := l.Nodes()[0].RunDir
+	var routes routesReport
+	out, _, code := tulle(t, nil, []string{"TULLE_RUN_DIR=" + runDir}, "routes", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &routes); err != nil || code != 0 {
+		t.Fatalf("exit %d, %v: %s", code, err, out)
+	}
+	kinds := map[string]string{}
+	for _, r := range routes.Routes {
+		kinds[r.Prefix] = r.Kind + r.Peer
+	}
+	for p, want := range map[string]string{"10.244.0.0/16": "reject", "10.244.1.0/24": "local", "10.244.1.0/32": "host", "10.244.2.0/24": "peern2", "10.244.1.254/32": "reject"} {
+		if kinds[p] != want {
+			t.Errorf("route %s is %q, want %q", p, kinds[p], want)
+		}
+	}
+	r := status(t, l, 1)
+	if r.SchemaVersion != 1 || r.Node.Name != "n1" || r.Node.Subnet != "10.244.1.0/24" || r.Node.Backend != "vxlan" || r.Node.MTU != 1450 || len(r.Verdicts) == 0 || len(r.Problems) != 0 {
+		t.Errorf("status %+v", r)
+	}
+	for _, command := range []string{"status", "routes"} {
+		if out, _, code := tulle(t, nil, nil, command, "--run-dir", runDir); code != 0 || !strings.Contains(out, "n2") {
+			t.Errorf("tulle %s: exit %d: %s", command, code, out)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(runDir, socketName)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket %v %v, want mode 0600", info, err)
+	}
+}
+
+// TestCleanUp demands that SIGTERM leaves nothing of the daemon's in the kernel, and --keep all of it; and that a daemon
+// takes over what a kept or killed one left.
+func TestCleanUp(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		t.Run(fmt.Sprintf("keep=%t", keep), func(t *testing.T) {
+			l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1, NodeArgs: []string{fmt.Sprintf("--keep=%t", keep)}})
+			if !kernelState(t, l.Nodes()[1]) {
+				t.Error("no kernel state while the daemon runs")
+			}
+			stop := func() {
+				if err := l.StopNode(t.Context(), 2, syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+				if left := kernelState(t, l.Nodes()[1]); left != keep {
+					t.Errorf("kernel state there after SIGTERM: %t", left)
+				}
+			}
+			stop()
+			if err := l.StartNode(t.Context(), 2); err != nil {
+				t.Fatal(err)
+			}
+			pingAll(t, l.PodPairs(), smallPing)
+			stop()
+		})
+	}
+}
+
+// kernelState reports whether the TAP and both routes are there; part of it is an error.
+func kernelState(t *testing.T, n lab.Node) bool {
+	t.Helper()
+	found := 0
+	err := lab.In(n.Namespace, func() error {
+		if _, err := netlink.LinkByName(tapName); err == nil {
+			found++
+		}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, 0)
+		for _, r := range routes {
+			dst, ok := netip.AddrFromSlice(r.Dst.IP.To4())
+			switch {
+			case ok && r.Type == unix.RTN_UNREACHABLE && dst == n.Subnet.Addr():
+				found++
+			case r.Dst.String() == "10.244.0.0/16":
+				found++
+			}
+		}
+		return err
+	})
+	if err != nil || found != 0 && found != 3 {
+		t.Fatalf("%d of 3 parts of the kernel state, %v", found, err)
+	}
+	return found == 3
+}
+
+// TestPeersChange demands that a changed peers file is taken at once, and that a broken one changes nothing.
+func TestPeersChange(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1})
+	path := filepath.Join(l.Dir(), "peers.json")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, content string
+		peers         int
+		problem, ping bool
+	}{
+		{"broken", "[{", 1, true, true},
+		{"empty", "[]", 0, false, false},
+		{"good", string(good), 1, false, true},
+	} {
+		if err := os.WriteFile(path, []byte(c.content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		awaitStatus(t, l, func(r *statusReport) bool { return len(r.Peers) == c.peers && (len(r.Problems) > 0) == c.problem })
+		if c.ping {
+			pingAll(t, l.PodPairs(), smallPing)
+		}
+	}
+}
+
+func awaitStatus(t *testing.T, l *lab.Lab, ok func(*statusReport) bool) {
+	t.Helper()
+	for i := 1; i <= 2; i++ {
+		deadline := time.Now().Add(5 * time.Second)
+		for !ok(status(t, l, i)) {
+			if time.Now().After(deadline) {
+				t.Fatalf("node %d: %+v", i, status(t, l, i))
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+}
+
+// TestSecondDaemon demands that a second daemon in a namespace is refused and harms nothing.
+func TestSecondDaemon(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1})
+	n := l.Nodes()[0]
+	second := func(runDir string) (out string) {
+		err := lab.In(n.Namespace, func() error {
+			_, out, _ = tulle(t, nil, nil, "node", "--subnet", n.Subnet.String(), "--public-ip", n.PublicIP.String(), "--run-dir", runDir)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if out := second(n.RunDir); !strings.Contains(out, "another daemon uses it") {
+		t.Errorf("same run directory: %s", out)
+	}
+	if out := second(t.TempDir()); !strings.Contains(out, "tulle-tap") && !strings.Contains(out, "8472") {
+		t.Errorf("other run directory: %s", out)
+	}
+	pingAll(t, l.PodPairs(), smallPing)
+}

@@ -1,0 +1,23 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"testing"
+)
+
+// asTulle makes the test binary behave as the tulle binary: the daemons of the tests' labs are this very build, with the race
+// detector when the tests have it.
+const asTulle = "TULLE_TEST_AS_TULLE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asTulle) != "" {
+		os.Unsetenv(asTulle)
+		os.Exit(run(os.Args[1:]))
+	}
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "the tests of cmd/tulle need root (namespaces, TAP devices): run them with sudo")
+		os.Exit(exitUsage)
+	}
+	os.Exit(m.Run())
+}

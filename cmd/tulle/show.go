@@ -1,0 +1,94 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tulle-net/tulle/dataplane/packet"
+)
+
+// readingCommand returns a command that gets one report from the daemon and shows it as a table or as JSON.
+func readingCommand[T any](use, short, path string, table func(io.Writer, T) error) *cobra.Command {
+	var runDir, output string
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "table" && output != "json" {
+				return usageError("tulle %s: -o %s: unknown format (allowed: table, json)", use, output)
+			}
+			report, err := ask[T](cmd.Context(), runDir, path)
+			if err != nil {
+				return fmt.Errorf("tulle %s: %w", use, err)
+			}
+			if output == "json" {
+				return writeJSON(cmd.OutOrStdout(), report)
+			}
+			return table(cmd.OutOrStdout(), report)
+		},
+	}
+	cmd.Flags().StringVar(&runDir, "run-dir", defaultRunDir, "the daemon's run directory")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "format: table or json")
+	return cmd
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func newStatusCommand() *cobra.Command {
+	return readingCommand("status", "Show this node, its peers and its counters", pathStatus, writeStatus)
+}
+
+func newRoutesCommand() *cobra.Command {
+	return readingCommand("routes", "Show the engine's forwarding table", pathRoutes, writeRoutes)
+}
+
+func writeStatus(out io.Writer, r *statusReport) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	n := r.Node
+	fmt.Fprintf(w, "node\t%s, pid %d, up %s, tulle %s\n", n.Name, r.PID, (time.Duration(r.UptimeSeconds) * time.Second).String(), r.Version)
+	fmt.Fprintf(w, "subnet\t%s of %s (node %s, engine %s), pod MTU %d\n", n.Subnet, n.Network, n.TunnelAddr, n.EngineAddr, n.MTU)
+	fmt.Fprintf(w, "backend\t%s VNI %d port %d, VTEP %s\n", n.Backend, n.VNI, n.Port, n.VTEPMAC)
+	fmt.Fprintf(w, "tap\t%s, %d queues: %s\n", r.TAP.Name, r.TAP.Queues, strings.Join(r.TAP.Offloads, " "))
+	u := r.Underlay
+	fmt.Fprintf(w, "underlay\t%s on %s (%s, MTU %d): %s; %d fallbacks, %d bytes queued, %d dropped by full sockets\n",
+		u.Kind, n.PublicIP, u.Link, u.LinkMTU, strings.Join(u.Offloads, " "), u.Fallbacks, u.QueuedBytes, u.SocketDrops)
+	l := r.Engine.Ledger
+	fmt.Fprintf(w, "ledger\tin %d + generated %d = out %d + consumed %d + dropped %d + queued %d: %s\n",
+		l.In, l.Generated, l.Out, l.Consumed, l.Dropped, l.Queued, map[bool]string{true: "balanced", false: "NOT BALANCED"}[r.Engine.Balanced])
+	for _, p := range r.Problems {
+		fmt.Fprintf(w, "problem\t%s\n", p)
+	}
+	fmt.Fprint(w, "\nPEER\tPUBLIC IP\tSUBNET\tBACKEND\tVTEP\tIGNORED\n")
+	for _, p := range r.Peers {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.PublicIP, p.Subnet, p.Backend, p.VTEPMAC, p.Ignored)
+	}
+	fmt.Fprint(w, "\nPORT\tFRAMES IN\tSEGMENTS IN\tBYTES IN\tFRAMES OUT\tSEGMENTS OUT\tBYTES OUT\n")
+	for _, p := range r.Engine.Ports {
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\n", p.Name, p.FramesIn, p.SegmentsIn, p.BytesIn, p.FramesOut, p.SegmentsOut, p.BytesOut)
+	}
+	fmt.Fprint(w, "\nVERDICT\tSEGMENTS\n")
+	for v := packet.None + 1; v < packet.NumVerdicts; v++ {
+		if n := r.Verdicts[v.String()]; n > 0 {
+			fmt.Fprintf(w, "%s\t%d\n", v, n)
+		}
+	}
+	return w.Flush()
+}
+
+func writeRoutes(out io.Writer, r *routesReport) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprint(w, "PREFIX\tKIND\tPEER\tENDPOINT\tVTEP\n")
+	for _, e := range r.Routes {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", e.Prefix, e.Kind, e.Peer, e.Endpoint, e.VTEPMAC)
+	}
+	return w.Flush()
+}
