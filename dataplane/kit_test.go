@@ -16,7 +16,6 @@ import (
 // The test network: this node is 10.0.1.0/24 at 192.0.2.1, node b is 10.0.2.0/24 at 192.0.2.2, node c is 10.0.3.0/24 at
 // 192.0.2.3, and 10.0.0.0/8 belongs to nobody.
 var (
-	nodeA = addr("192.0.2.1")
 	nodeB = netip.MustParseAddrPort("192.0.2.2:8472")
 	nodeC = netip.MustParseAddrPort("192.0.2.3:8472")
 	macA  = packet.MAC{2, 0, 0, 0, 0, 1}

@@ -92,8 +92,10 @@ func (u *Underlay) split(b *packet.Batch, i int) {
 		size, hint = int(m.len), size
 	}
 	remote := addrPort(&u.recv.names[i])
+	room := packet.Headroom
 	for start := packet.Headroom; ; start += size {
-		f := b.Append(slot, start, min(start+size, end))
+		f := b.Append(slot[start-room:], room, room+min(size, end-start))
+		room = 0 // in front of the others lies another frame
 		f.Remote, f.OuterTOS, f.SegmentHint = remote, tos, hint
 		f.Truncated = m.hdr.Flags&unix.MSG_TRUNC != 0
 		if start+size >= end {

@@ -72,6 +72,10 @@ func (a *sendArena) iovec(b []byte) {
 
 // queue turns a frame into messages of the sender that its flow hashes to.
 func (u *Underlay) queue(f *packet.Frame) {
+	if to := f.Remote.Addr(); !to.Is4() && !to.Is4In6() {
+		f.Refused = f.Segments
+		return
+	}
 	s := &u.senders[f.Hash%senders]
 	if f.VNet.GSOType == packet.GSONone {
 		u.reserve(s, 1, 0)

@@ -68,7 +68,11 @@ func (f *Frame) CompleteChecksum() {
 // gsoSize is the segment size that the socket reported for the datagram, or 0. Valid iff
 // Parse returned None and the frame came without metadata.
 func (f *Frame) AdoptOffload(mtu, gsoSize int) Verdict {
-	if f.Payload == f.L4 || !f.checksumIsPartial() {
+	if f.Payload == f.L4 {
+		return None
+	}
+	superPacket := gsoSize > 0 || f.Proto == ProtoTCP && f.end-f.L3 > mtu
+	if !f.checksumIsPartial(superPacket) {
 		return None
 	}
 	f.VNet.Flags = VNetNeedsCsum
@@ -90,10 +94,11 @@ func (f *Frame) AdoptOffload(mtu, gsoSize int) Verdict {
 }
 
 // checksumIsPartial reports whether the checksum field holds just the sum of the pseudo-header. A
-// finished checksum can look the same once in 65,536 packets: then it also verifies.
-func (f *Frame) checksumIsPartial() bool {
+// finished checksum can look the same once in 65,536 packets: then it also verifies. So does one
+// in 65,536 of the partial ones, which matters only for a super-packet: it must be cut.
+func (f *Frame) checksumIsPartial(superPacket bool) bool {
 	length := f.end - f.L4
 	pseudo := pseudoHeader4(f.buf[f.L3+12:f.L3+20], f.Proto, length)
 	field := binary.BigEndian.Uint16(f.buf[f.L4+f.l4ChecksumOffset():])
-	return field == pseudo.Fold() && pseudo.Add(f.buf[f.L4:f.end]).Fold() != 0xffff
+	return field == pseudo.Fold() && (superPacket || pseudo.Add(f.buf[f.L4:f.end]).Fold() != 0xffff)
 }

@@ -85,9 +85,9 @@ type Set struct {
 	peers   map[netip.Addr]*Peer
 }
 
-// Compile returns the Set of one generation. It refuses two peers with one endpoint
-// address, two routes for one prefix, overlapping sources of different peers and routes
-// without a peer, naming them.
+// Compile returns the Set of one generation. It refuses peers without an endpoint, two peers with
+// one endpoint address, two routes for one prefix, overlapping sources of different
+// peers, routes of no kind or without a peer, and invalid prefixes, naming them.
 func Compile(generation uint64, node Node, peers []*Peer, routes []Route) (*Set, error) {
 	s := &Set{Generation: generation, Node: node, peers: make(map[netip.Addr]*Peer, len(peers))}
 	for _, p := range peers {
@@ -105,11 +105,17 @@ func Compile(generation uint64, node Node, peers []*Peer, routes []Route) (*Set,
 
 func (s *Set) addPeer(p *Peer) error {
 	addr := p.Endpoint.Addr().Unmap()
+	if !addr.IsValid() || addr.IsUnspecified() {
+		return fmt.Errorf("compile tables: peer %s has no endpoint", p.Name)
+	}
 	if other, ok := s.peers[addr]; ok {
 		return fmt.Errorf("compile tables: peers %s and %s share the endpoint %s", other.Name, p.Name, addr)
 	}
 	s.peers[addr] = p
 	for _, prefix := range p.Sources {
+		if !prefix.IsValid() {
+			return fmt.Errorf("compile tables: peer %s: invalid prefix among its addresses", p.Name)
+		}
 		if s.sources.OverlapsPrefix(prefix) {
 			return fmt.Errorf("compile tables: %s of peer %s overlaps another peer's addresses", prefix, p.Name)
 		}
@@ -121,11 +127,14 @@ func (s *Set) addPeer(p *Peer) error {
 }
 
 func (s *Set) addRoute(r Route) error {
+	if !r.Prefix.IsValid() {
+		return fmt.Errorf("compile tables: route of kind %s: invalid prefix", r.Kind)
+	}
 	r.Prefix = r.Prefix.Masked()
 	if _, ok := s.fib.Get(r.Prefix); ok {
 		return fmt.Errorf("compile tables: two routes for %s", r.Prefix)
 	}
-	if (r.Kind == ToPeer) != (r.Peer != nil) {
+	if r.Kind < Local || r.Kind > Reject || (r.Kind == ToPeer) != (r.Peer != nil) {
 		return fmt.Errorf("compile tables: route %s is of kind %s: a peer route names a peer, the others none", r.Prefix, r.Kind)
 	}
 	s.fib.Insert(r.Prefix, &r)

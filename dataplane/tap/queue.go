@@ -1,6 +1,7 @@
 package tap
 
 import (
+	"errors"
 	"fmt"
 	"syscall"
 
@@ -11,6 +12,9 @@ import (
 
 // maxReads bounds a batch, so that a busy queue cannot keep its worker from the underlay.
 const maxReads = 64
+
+// ErrGone says that the device was removed while its queue was open.
+var ErrGone = errors.New("the device was removed")
 
 // A Queue is one queue of a TAP, a dataplane.Port. The kernel hands over and takes one frame in
 // each system call; there is no batched read.
@@ -34,7 +38,7 @@ func (q *Queue) Close() error {
 // Read appends the frames that wait in the queue, up to 64 or what the arena holds.
 func (q *Queue) Read(b *packet.Batch) (int, error) {
 	const vnetStart = packet.Headroom - packet.VNetLen
-	for n := 0; n < maxReads; n++ {
+	for n := range maxReads {
 		slot := b.Slot(packet.MaxFrame)
 		if slot == nil {
 			return n, nil
@@ -42,10 +46,10 @@ func (q *Queue) Read(b *packet.Batch) (int, error) {
 		got, errno := rawRead(q.fd, slot[vnetStart:])
 		switch errno {
 		case 0:
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
+		case unix.EAGAIN, unix.EINTR: // polling finds what a signal kept from being read
 			return n, nil
+		case unix.EBADFD:
+			return n, fmt.Errorf("read tap: %w", ErrGone)
 		default:
 			return n, fmt.Errorf("read tap: %w", errno)
 		}
@@ -89,7 +93,10 @@ func (q *Queue) write(f *packet.Frame) error {
 	switch errno {
 	case 0:
 		f.Sent, f.SentBytes = f.Segments, len(data)
-	case unix.EBADFD, unix.EBADF:
+	case unix.EBADFD:
+		f.Refused = f.Segments
+		return fmt.Errorf("write tap: %w", ErrGone)
+	case unix.EBADF:
 		f.Refused = f.Segments
 		return fmt.Errorf("write tap: %w", errno)
 	default:

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/dataplane/packet"
 )
 
 // Offloads is the set of TUN_F_ flags that the kernel accepted: what a frame read from the
@@ -57,19 +59,25 @@ type Device struct {
 	Offloads Offloads
 }
 
-// Open creates the TAP called name, or attaches to it when it exists and nobody holds it, with the
-// given number of queues.
+// Open creates the TAP called name, or attaches to it when it exists, with the given number of
+// queues. The kernel lets several processes hold queues of one TAP and shares its packets out
+// between them: that nobody else holds it is the caller's to make sure. A %d in the name
+// stands for a number that the kernel chooses.
 func Open(name string, queues int) (*Device, error) {
 	if len(name) >= unix.IFNAMSIZ {
 		return nil, fmt.Errorf("tap %s: name longer than %d bytes", name, unix.IFNAMSIZ-1)
 	}
+	if queues < 1 {
+		return nil, fmt.Errorf("tap %s: %d queues (needed: 1 or more)", name, queues)
+	}
 	d := &Device{Name: name}
 	for range queues {
-		fd, err := openQueue(name)
+		fd, chosen, err := openQueue(d.Name)
 		if err != nil {
 			d.Close()
 			return nil, err
 		}
+		d.Name = chosen
 		d.Queues = append(d.Queues, &Queue{fd: fd})
 	}
 	if err := d.probeOffloads(); err != nil {
@@ -79,25 +87,37 @@ func Open(name string, queues int) (*Device, error) {
 	return d, nil
 }
 
-func openQueue(name string) (int, error) {
+// openQueue returns a descriptor attached to the TAP, and the TAP's name.
+func openQueue(name string) (int, string, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, fmt.Errorf("open /dev/net/tun: %w (needs root or CAP_NET_ADMIN, and the kernel's tun driver)", err)
+		return -1, "", fmt.Errorf("open /dev/net/tun: %w (needs root or CAP_NET_ADMIN, and the kernel's tun driver)", err)
 	}
-	req, err := unix.NewIfreq(name)
+	chosen, err := attach(fd, name)
 	if err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("tap %s: %w", name, err)
+		return -1, "", fmt.Errorf("create tap %s: %w", name, err)
+	}
+	return fd, chosen, nil
+}
+
+func attach(fd int, name string) (string, error) {
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return "", err
 	}
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		unix.Close(fd)
-		if errors.Is(err, unix.EBUSY) {
-			return -1, fmt.Errorf("create tap %s: %w: another process holds it; stop that one first", name, err)
+		if errors.Is(err, unix.EINVAL) {
+			return "", fmt.Errorf("%w: no link can have this name, or a link of this name exists and is no multi-queue TAP: remove it first", err)
 		}
-		return -1, fmt.Errorf("create tap %s: %w", name, err)
+		return "", err
 	}
-	return fd, nil
+	// A persistent TAP keeps the size that whoever held it before has set.
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, packet.VNetLen); err != nil {
+		return "", fmt.Errorf("TUNSETVNETHDRSZ: %w", err)
+	}
+	return req.Name(), nil
 }
 
 // probeOffloads takes the best set of offloads that the kernel accepts. They belong to the

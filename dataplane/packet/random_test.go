@@ -1,0 +1,68 @@
+package packet_test
+
+import (
+	"math/rand/v2"
+
+	"github.com/google/gopacket/layers"
+)
+
+// randomStack returns a TCP, UDP or ICMP packet with random options, flags and fragment fields.
+func randomStack(r *rand.Rand, maxPayload int) stack {
+	s := stack{ip: randomIPv4(r), payload: randomBytes(r, r.IntN(maxPayload+1))}
+	switch r.IntN(4) {
+	case 0:
+		s.ip.Protocol = layers.IPProtocolICMPv4
+	case 1:
+		s.ip.Protocol = layers.IPProtocolUDP
+		s.udp = randomUDP(r)
+	default:
+		s.ip.Protocol = layers.IPProtocolTCP
+		s.tcp = randomTCP(r)
+	}
+	return s
+}
+
+func randomIPv4(r *rand.Rand) layers.IPv4 {
+	ip := layers.IPv4{
+		Version: 4, TOS: uint8(r.Uint32()), Id: uint16(r.Uint32()), TTL: uint8(r.Uint32()),
+		SrcIP: randomBytes(r, 4), DstIP: randomBytes(r, 4),
+	}
+	for range r.IntN(3) { // at most 2 of at most 18 bytes
+		n := 3 + r.IntN(16)
+		ip.Options = append(ip.Options, layers.IPv4Option{OptionType: 0x94, OptionLength: uint8(n), OptionData: randomBytes(r, n-2)})
+	}
+	switch r.IntN(5) {
+	case 0:
+		ip.Flags = layers.IPv4MoreFragments
+	case 1:
+		ip.FragOffset = uint16(1 + r.IntN(0x1fff))
+	case 2:
+		ip.Flags = layers.IPv4DontFragment
+	}
+	return ip
+}
+
+func randomUDP(r *rand.Rand) *layers.UDP {
+	return &layers.UDP{SrcPort: layers.UDPPort(r.Uint32()), DstPort: layers.UDPPort(r.Uint32())}
+}
+
+func randomTCP(r *rand.Rand) *layers.TCP {
+	flags := r.Uint32()
+	tcp := &layers.TCP{
+		SrcPort: layers.TCPPort(r.Uint32()), DstPort: layers.TCPPort(r.Uint32()),
+		Seq: r.Uint32(), Ack: r.Uint32(), Window: uint16(r.Uint32()),
+		FIN: flags&1 != 0, PSH: flags&2 != 0, CWR: flags&4 != 0, ECE: flags&8 != 0, NS: flags&16 != 0, ACK: true,
+	}
+	all := []layers.TCPOption{
+		{OptionType: layers.TCPOptionKindNop, OptionLength: 1},
+		{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: randomBytes(r, 8)},
+		{OptionType: layers.TCPOptionKindSACK, OptionLength: 18, OptionData: randomBytes(r, 16)},
+		{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: randomBytes(r, 2)},
+	}
+	for _, o := range all {
+		if r.IntN(2) == 0 {
+			tcp.Options = append(tcp.Options, o)
+		}
+	}
+	return tcp
+}

@@ -1,0 +1,159 @@
+package encap
+
+import (
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/dataplane/packet"
+)
+
+// refuseSegments makes the kernel answer UDP_SEGMENT with EINVAL: it needs checksums.
+func refuseSegments(t *testing.T, u *Underlay) {
+	t.Helper()
+	for i := range u.senders {
+		if err := unix.SetsockoptInt(u.senders[i].fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestFallback(t *testing.T) {
+	a, b, to := pair(t)
+	refuseSegments(t, a)
+	out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
+	write := func() {
+		out.Reset()
+		outgoing(t, out, flow{1, 2}.tcp(t, pattern(10)), 0, to)
+		outgoing(t, out, flow{1, 2}.tcp(t, pattern(60000)), 1410, to).OuterTOS = 1
+		outgoing(t, out, flow{1, 2}.tcp(t, pattern(20000)), 100, to) // four messages
+		outgoing(t, out, flow{1, 2}.tcp(t, pattern(11)), 0, to)
+		want := wireOf(out)
+		a.Write(out)
+		checkSent(t, out)
+		got := receive(t, b, in, len(want))
+		checkArrived(t, got, want)
+		if got[0].tos != 0 || got[1].tos != 1 || got[43].tos != 1 || got[44].tos != 0 {
+			t.Error("the TOS byte is another without UDP_SEGMENT")
+		}
+	}
+	write()
+	if got := a.Fallbacks(); got != 5 {
+		t.Errorf("%d fallbacks, want one for each of 5 messages", got)
+	}
+	if got := a.Offloads(); !slices.Equal(got, []string{"udp_gro"}) {
+		t.Errorf("offloads %v after a refusal", got)
+	}
+	before := a.Fallbacks()
+	write()
+	if got := a.Fallbacks(); got != before {
+		t.Errorf("%d more fallbacks: UDP_SEGMENT is tried again", got-before)
+	}
+}
+
+// A destination that no datagram can be sent to is refused, and nothing is concluded from it about
+// offloads or about the frames around it.
+func TestRefusedDestinations(t *testing.T) {
+	for name, bad := range map[string]netip.AddrPort{
+		"broadcast (EACCES)":                  netip.MustParseAddrPort("255.255.255.255:8472"),
+		"not from a loopback source (EINVAL)": netip.MustParseAddrPort("192.0.2.1:8472"),
+		"port 0 (EINVAL)":                     netip.MustParseAddrPort("127.0.0.1:0"),
+		"none":                                {},
+		"no IPv4":                             netip.MustParseAddrPort("[2001:db8::1]:8472"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b, to := pair(t)
+			out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
+			for _, remote := range []netip.AddrPort{to, bad, bad, to} {
+				outgoing(t, out, flow{1, 2}.udp(t, pattern(9000)), 1000, remote)
+				outgoing(t, out, flow{1, 2}.udp(t, pattern(500)), 0, remote)
+			}
+			var want [][]byte
+			for i, f := range out.Frames {
+				if i < 2 || i > 5 {
+					want = append(want, wire(f)...)
+				}
+			}
+			a.Write(out)
+			for i, f := range out.Frames[2:6] {
+				if f.Sent != 0 || f.SentBytes != 0 || f.Refused != f.Segments {
+					t.Errorf("frame %d: %d sent, %d bytes, %d refused of %d", i+2, f.Sent, f.SentBytes, f.Refused, f.Segments)
+				}
+			}
+			checkArrived(t, receive(t, b, in, len(want)), want)
+			if !slices.Contains(a.Offloads(), "udp_segment") {
+				t.Errorf("offloads %v", a.Offloads())
+			}
+		})
+	}
+}
+
+// inNamespace puts the test into a network namespace of its own, whose loopback has the given MTU.
+// The test's thread goes with it.
+func inNamespace(t *testing.T, mtu int) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: it makes a network namespace")
+	}
+	runtime.LockOSThread() // never unlocked, so that nobody else runs on the thread
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("make a network namespace: %v", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetMTU(lo, mtu)
+	}
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Datagrams larger than the MTU leave as fragments, and a super-packet whose segments do not
+// fit does so too; UDP_SEGMENT stays on for the others.
+func TestLargerThanMTU(t *testing.T) {
+	inNamespace(t, 1500)
+	a, b, to := pair(t)
+	out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
+	for range 2 {
+		outgoing(t, out, flow{1, 2}.udp(t, pattern(5000)), 0, to)
+		outgoing(t, out, flow{1, 2}.udp(t, pattern(9000)), 2000, to)
+		outgoing(t, out, flow{1, 2}.udp(t, pattern(9000)), 1410, to)
+	}
+	want := wireOf(out)
+	a.Write(out)
+	checkSent(t, out)
+	checkArrived(t, receive(t, b, in, len(want)), want)
+	if a.Fallbacks() != 2 || !slices.Contains(a.Offloads(), "udp_segment") {
+		t.Errorf("%d fallbacks, offloads %v; want 2, one for each super-packet with large segments", a.Fallbacks(), a.Offloads())
+	}
+}
+
+// Without a route (ENETUNREACH) every frame is refused, at once and for good, and that is no
+// reason to give UDP_SEGMENT up.
+func TestUnreachable(t *testing.T) {
+	inNamespace(t, 1500)
+	a := open(t, "0.0.0.0:0")
+	out := packet.NewBatch(1 << 20)
+	for i := range 100 {
+		outgoing(t, out, flow{1, 2}.tcp(t, pattern(3000)), 1000*(i%2), netip.MustParseAddrPort("10.9.9.9:8472"))
+	}
+	if err := a.Write(out); err != nil {
+		t.Errorf("Write: %v", err)
+	}
+	for i, f := range out.Frames {
+		if f.Sent != 0 || f.SentBytes != 0 || f.Refused != f.Segments {
+			t.Fatalf("frame %d: %d sent, %d bytes, %d refused of %d", i, f.Sent, f.SentBytes, f.Refused, f.Segments)
+		}
+	}
+	if a.Fallbacks() != 0 || !slices.Contains(a.Offloads(), "udp_segment") {
+		t.Errorf("%d fallbacks, offloads %v", a.Fallbacks(), a.Offloads())
+	}
+}
