@@ -1,0 +1,175 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+const (
+	// resyncInterval bounds how long a change that the kernel does not announce (a sysctl) stays unseen.
+	resyncInterval = 400 * time.Millisecond
+	// settleTime lets a burst of announcements end before it is looked into.
+	settleTime = 5 * time.Millisecond
+	// resubscribeDelay is waited before a broken subscription is renewed.
+	resubscribeDelay = 200 * time.Millisecond
+)
+
+// A Reconciler keeps the kernel's state what it has to be: it compares all of it after each announcement of the
+// kernel's, after each Set, and now and then; it never relies on having seen a change.
+//
+// Its methods are safe for concurrent use; Run is called once.
+type Reconciler struct {
+	wake    chan struct{}
+	reached func(State)
+
+	mu      sync.Mutex // guards the rest
+	want    Kernel
+	settled bool // want has been reached once: what differs from now on is a repair
+	err     error
+	repairs map[Change]uint64
+}
+
+// NewReconciler returns a reconciler that begins with the state in k. reached is called, from Run, each time the kernel's state
+// has become a new one that Set asked for. Nothing happens before Run.
+func NewReconciler(k Kernel, reached func(State)) *Reconciler {
+	return &Reconciler{wake: make(chan struct{}, 1), reached: reached, want: k, err: fmt.Errorf("link %s: not set up yet", k.TAP),
+		repairs: map[Change]uint64{ChangedSysctl: 0, ChangedLink: 0, ChangedAddress: 0, ChangedRoute: 0}}
+}
+
+// Set says what the state has to be from now on.
+func (r *Reconciler) Set(s State) {
+	r.mu.Lock()
+	r.settled = r.settled && s.Self == r.want.State.Self && s.Network == r.want.State.Network && s.MTU == r.want.State.MTU
+	r.want.State = s
+	r.mu.Unlock()
+	r.Wake()
+}
+
+// Wake makes Run look at once.
+func (r *Reconciler) Wake() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Err returns what keeps the kernel's state from being what it has to be, nil when nothing does.
+func (r *Reconciler) Err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// Repairs returns how often each kind of state was found changed by somebody else, and mended.
+func (r *Reconciler) Repairs() map[Change]uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.repairs)
+}
+
+// apply compares and mends once. It reports whether a new state has been reached.
+func (r *Reconciler) apply() (State, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	changes, err := r.want.Apply()
+	if r.settled {
+		for _, c := range changes {
+			r.repairs[c]++
+			slog.Warn("kernel state was changed by somebody else; mended", "link", r.want.TAP, "what", c)
+		}
+	}
+	if err != nil && (r.err == nil || err.Error() != r.err.Error()) {
+		slog.Error("kernel state is not what it has to be", "error", err)
+	}
+	reached := err == nil && !r.settled
+	r.err, r.settled = err, r.settled || reached
+	return r.want.State, reached
+}
+
+// Run keeps the state until ctx ends.
+func (r *Reconciler) Run(ctx context.Context) error {
+	r.Wake()
+	var wg sync.WaitGroup
+	wg.Go(func() { r.watch(ctx) })
+	defer wg.Wait()
+	ticker := time.NewTicker(resyncInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		case <-r.wake:
+			time.Sleep(settleTime)
+		}
+		if state, reached := r.apply(); reached {
+			r.reached(state)
+		}
+	}
+}
+
+// watch turns the kernel's announcements into wake-ups. A subscription that breaks (its buffer ran over) is renewed.
+func (r *Reconciler) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := r.subscribe(ctx); err != nil {
+			slog.Warn("kernel announcements missed; looking at everything", "error", err)
+		}
+		r.Wake()
+		select {
+		case <-ctx.Done():
+		case <-time.After(resubscribeDelay):
+		}
+	}
+}
+
+// subscribe wakes Run for each announcement until ctx ends or the subscription breaks.
+func (r *Reconciler) subscribe(ctx context.Context) error {
+	done := make(chan struct{})
+	defer close(done)
+	broken := make(chan error, 3)
+	fail := func(err error) {
+		select {
+		case broken <- err:
+		default:
+		}
+	}
+	links, addrs, routes := make(chan netlink.LinkUpdate), make(chan netlink.AddrUpdate), make(chan netlink.RouteUpdate)
+	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: fail}); err != nil {
+		return fmt.Errorf("subscribe to links: %w", err)
+	}
+	defer drain(links)
+	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: fail}); err != nil {
+		return fmt.Errorf("subscribe to addresses: %w", err)
+	}
+	defer drain(addrs)
+	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: fail}); err != nil {
+		return fmt.Errorf("subscribe to routes: %w", err)
+	}
+	defer drain(routes)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-broken:
+			return err
+		case <-links:
+		case <-addrs:
+		case <-routes:
+		}
+		r.Wake()
+	}
+}
+
+// drain lets the library's goroutine end that may be sending; it closes the channel when it does.
+func drain[T any](c <-chan T) {
+	go func() {
+		for range c {
+		}
+	}()
+}
