@@ -1,0 +1,266 @@
+package gossip
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// A simNode is a claimer with its own map and no network: the test carries its records.
+type simNode struct {
+	claimer claimer
+	known   records
+	self    *record
+	gains   int // confirmations
+}
+
+func newSimNode(i int, p pool) *simNode {
+	id := nodeID{byte(i + 1), byte(i * 37)}
+	n := &simNode{claimer: claimer{id: id, pool: p}, known: records{}, self: &record{id: id, name: fmt.Sprint("n", i), raw: []byte{}}}
+	n.known.merge(n.self)
+	return n
+}
+
+func (n *simNode) situation(now time.Duration, members int) situation {
+	others := maps.Clone(n.known)
+	delete(others, n.self.id)
+	return situation{
+		now: now, self: n.self, others: slices.Collect(holdings(n.claimer.pool.network, maps.Values(others))), members: members, ready: true,
+	}
+}
+
+// turn is Store.turn without disk and network.
+func (n *simNode) turn(now time.Duration, members int) {
+	s := n.situation(now, members)
+	if n.claimer.turn(s) {
+		n.claimer.confirm(now)
+		n.gains++
+	}
+	if n.claimer.stale(s) {
+		next := *n.self
+		next.seq++
+		next.claims = nil
+		if n.claimer.claim.block.IsValid() {
+			next.claims = []claim{n.claimer.claim}
+		}
+		n.self = &next
+		n.known[next.id] = n.self
+	}
+}
+
+func (n *simNode) hear(other *simNode) {
+	for _, r := range other.known {
+		if r.id != n.self.id {
+			n.known.merge(r)
+		}
+	}
+}
+
+// Nodes in changing partitions, which hear each other or not: once they all do, everybody has a block, no two overlap, and
+// of those who had the same the one that had it longest kept it.
+func TestClaimsConverge(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		p := testPool("10.244.0.0", fmt.Sprintf("10.244.%d.0", 7+rng.IntN(4)), 24)
+		var nodes []*simNode
+		for i := range 2 + rng.IntN(6) {
+			nodes = append(nodes, newSimNode(i, p))
+		}
+		now := time.Duration(0)
+		step := func(side func(int) int, loss float64) {
+			now += time.Duration(rng.IntN(400)) * time.Millisecond
+			for _, i := range rng.Perm(len(nodes)) {
+				for _, j := range rng.Perm(len(nodes)) {
+					if i != j && side(i) == side(j) && rng.Float64() >= loss {
+						nodes[i].hear(nodes[j])
+					}
+				}
+				if rng.IntN(4) > 0 {
+					nodes[i].turn(now, len(nodes))
+				}
+			}
+		}
+		for range 1 + rng.IntN(3) {
+			cut := rng.Uint64()
+			for range 5 + rng.IntN(20) {
+				step(func(i int) int { return int(cut>>i) & 1 }, 0.3)
+			}
+		}
+		longest := longestOwners(nodes, now)
+		for range 60 {
+			step(func(int) int { return 0 }, 0)
+		}
+		for i, n := range nodes {
+			if n.claimer.claim.state != confirmed {
+				t.Fatalf("%s has no block: %+v", n.self.name, n.claimer)
+			}
+			for _, other := range nodes[:i] {
+				if n.claimer.claim.block.Overlaps(other.claimer.claim.block) {
+					t.Fatalf("%s and %s both have %s", n.self.name, other.self.name, n.claimer.claim.block)
+				}
+			}
+			if had, ok := longest[n]; ok && n.claimer.claim.block != had {
+				t.Fatalf("%s had %s the longest and has %s now", n.self.name, had, n.claimer.claim.block)
+			}
+		}
+	})
+}
+
+// longestOwners returns for each block that somebody has confirmed who had it longest; nobody, where it is a tie.
+func longestOwners(nodes []*simNode, now time.Duration) map[*simNode]netip.Prefix {
+	best := map[netip.Prefix]*simNode{}
+	tie := map[netip.Prefix]bool{}
+	for _, n := range nodes {
+		n.claimer.refresh(now)
+		c := n.claimer.claim
+		if c.state != confirmed {
+			continue
+		}
+		other := best[c.block]
+		tie[c.block] = other != nil && other.claimer.claim.tenure == c.tenure
+		if other == nil || c.tenure > other.claimer.claim.tenure {
+			best[c.block] = n
+		}
+	}
+	owners := map[*simNode]netip.Prefix{}
+	for block, n := range best {
+		if !tie[block] {
+			owners[n] = block
+		}
+	}
+	return owners
+}
+
+// The record of a confirmed claim is as old as its last news: a younger claim with newer news must not win over it.
+func TestOldTenureIsRefreshedBeforeItIsCompared(t *testing.T) {
+	p := testPool("10.244.0.0", "10.244.1.0", 24)
+	old, young := newSimNode(1, p), newSimNode(2, p)
+	block := netip.MustParsePrefix("10.244.0.0/24")
+	old.turn(0, 1)
+	old.claimer.adopt(claim{block: block, state: confirmed}, 0)
+	old.turn(time.Millisecond, 1)
+	young.claimer.adopt(claim{block: block, state: confirmed, tenure: 20 * time.Second}, 50*time.Second)
+	young.turn(50*time.Second, 1) // its record says 20 s; the other one's says nothing
+	for now := 51 * time.Second; now < 60*time.Second; now += 500 * time.Millisecond {
+		old.hear(young)
+		young.hear(old)
+		old.turn(now, 2)
+		young.turn(now, 2)
+	}
+	if old.claimer.claim.block != block || old.claimer.lost != 0 {
+		t.Errorf("the older claim was withdrawn: %+v", old.claimer)
+	}
+	if young.claimer.claim.block == block || young.claimer.lost != 1 || young.claimer.claim.state != confirmed {
+		t.Errorf("the younger claim: %+v", young.claimer)
+	}
+}
+
+func TestClaimWaits(t *testing.T) {
+	n := newSimNode(1, testPool("10.244.0.0", "10.244.3.0", 24))
+	s := n.situation(time.Second, 1)
+	s.ready = false
+	if n.claimer.turn(s); n.claimer.claim.block.IsValid() {
+		t.Fatal("claimed before it asked the others")
+	}
+	n.turn(time.Second, 5)
+	if n.claimer.claim.state != tentative || !n.claimer.claim.block.IsValid() || n.gains != 0 {
+		t.Fatalf("%+v", n.claimer)
+	}
+	n.turn(time.Second+claimWait(5)-1, 5)
+	if n.gains != 0 {
+		t.Fatal("confirmed too early")
+	}
+	n.turn(time.Second+claimWait(5), 5)
+	if n.gains != 1 || n.claimer.claim.state != confirmed {
+		t.Fatalf("%+v", n.claimer)
+	}
+}
+
+func TestClaimWait(t *testing.T) {
+	for members, want := range map[int]time.Duration{0: time.Second, 1: time.Second, 3: time.Second, 5: 1500 * time.Millisecond, 16: 1500 * time.Millisecond, 1000: 3300 * time.Millisecond} {
+		if got := claimWait(members); got != want {
+			t.Errorf("%d members: %s, want %s", members, got, want)
+		}
+	}
+}
+
+func taken(blocks ...string) (all []holding) {
+	for i, b := range blocks {
+		all = append(all, holding{claim{block: netip.MustParsePrefix(b), state: confirmed}, &record{id: nodeID{200, byte(i)}, name: fmt.Sprint("other", i)}})
+	}
+	return all
+}
+
+func TestNoFreeBlock(t *testing.T) {
+	n := newSimNode(1, testPool("10.244.0.0", "10.244.3.0", 24))
+	s := n.situation(0, 3)
+	s.others = taken("10.244.0.0/24", "10.244.2.0/23")
+	s.reserved = []netip.Prefix{netip.MustParsePrefix("10.244.1.128/25")}
+	s.dead = map[nodeID]bool{{200, 1}: true}
+	n.claimer.turn(s)
+	want := "no free subnet: 4 /24 subnets from 10.244.0.0 to 10.244.3.0 in 10.244.0.0/16 are all taken, by 2 other nodes (1 of them not alive) and 1 reserved prefixes: "
+	if !strings.HasPrefix(n.claimer.problem, want) {
+		t.Errorf("problem %q", n.claimer.problem)
+	}
+	s.reserved = nil
+	if n.claimer.turn(s); n.claimer.claim.block != netip.MustParsePrefix("10.244.1.0/24") || n.claimer.problem != "" {
+		t.Errorf("%+v", n.claimer)
+	}
+}
+
+func TestGivenSubnet(t *testing.T) {
+	n := newSimNode(1, testPool("10.244.0.0", "10.244.3.0", 24))
+	n.claimer.given = netip.MustParsePrefix("10.244.200.0/23")
+	s := n.situation(0, 3)
+	s.others = taken("10.244.201.0/24")
+	if n.claimer.turn(s); n.claimer.claim.block.IsValid() || !strings.Contains(n.claimer.problem, "10.244.200.0/23 is given, but other0") {
+		t.Errorf("%+v", n.claimer)
+	}
+	s.others = nil
+	if n.claimer.turn(s); n.claimer.claim.block != n.claimer.given || n.claimer.problem != "" {
+		t.Errorf("%+v", n.claimer)
+	}
+	if !n.claimer.fits(claim{block: n.claimer.given}) || n.claimer.fits(claim{block: netip.MustParsePrefix("10.244.1.0/24")}) {
+		t.Error("fits")
+	}
+}
+
+func TestBarredNodeLosesItsClaimAfterAWhile(t *testing.T) {
+	n := newSimNode(1, testPool("10.244.0.0", "10.244.3.0", 24))
+	n.turn(0, 1)
+	barred := func(now time.Duration) {
+		s := n.situation(now, 2)
+		s.barred = "the name is another's"
+		if n.claimer.turn(s) {
+			t.Error("confirms while barred")
+		}
+	}
+	if barred(time.Second); n.claimer.claim.block.IsValid() || n.claimer.problem != "the name is another's" {
+		t.Errorf("a tentative claim outlasts: %+v", n.claimer)
+	}
+	n.turn(2*time.Second, 1)
+	n.turn(4*time.Second, 1)
+	if n.claimer.claim.state != confirmed || n.claimer.problem != "" {
+		t.Fatalf("%+v", n.claimer)
+	}
+	if barred(5 * time.Second); n.claimer.claim.state != confirmed {
+		t.Error("a confirmed claim went at once")
+	}
+	if n.turn(6*time.Second, 1); n.claimer.problem != "" || n.claimer.claim.state != confirmed {
+		t.Errorf("%+v", n.claimer)
+	}
+	barred(7 * time.Second)
+	if barred(7*time.Second + barredClaim - 1); n.claimer.claim.state != confirmed {
+		t.Error("the time before counts")
+	}
+	if barred(7*time.Second + barredClaim); n.claimer.claim.block.IsValid() {
+		t.Error("a confirmed claim stays")
+	}
+}

@@ -1,0 +1,185 @@
+package gossip
+
+import (
+	"crypto/ed25519"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Files in the state directory.
+const (
+	keyFile   = "node.key"    // the Ed25519 seed in hex, 0600
+	stateFile = "gossip.json" // diskState
+)
+
+// diskVersion is the version of the state file.
+const diskVersion = 1
+
+// maxEndpoints bounds how many endpoints are kept for finding the network again.
+const maxEndpoints = 32
+
+// A diskState is what a node has to know after a restart.
+type diskState struct {
+	Version   int              `json:"version"`
+	NodeID    string           `json:"nodeID"`
+	BootEpoch uint64           `json:"bootEpoch"` // of the last boot
+	Nonce     uint64           `json:"nonce"`     // of the last boot
+	Seq       uint64           `json:"seq"`       // of the last boot's last record that was written with this file
+	Claims    []diskClaim      `json:"claims"`    // confirmed ones
+	Endpoints []netip.AddrPort `json:"endpoints"` // of other nodes that were alive last
+}
+
+type diskClaim struct {
+	Block    netip.Prefix `json:"block"`
+	Fence    uint64       `json:"fence"`
+	TenureMS int64        `json:"tenureMilliseconds"`
+	State    string       `json:"state"`
+}
+
+// errNoKey: the node has no identity yet.
+var errNoKey = errors.New("no key")
+
+// openIdentity returns the node's key, which it makes in an empty directory.
+func openIdentity(dir string) (ed25519.PrivateKey, error) {
+	key, err := readKey(filepath.Join(dir, keyFile))
+	if !errors.Is(err, errNoKey) {
+		return key, err
+	}
+	if _, err := os.Stat(filepath.Join(dir, stateFile)); err == nil {
+		return nil, fmt.Errorf("%s is there without %s, the key of its node: put the key back, or remove %[1]s too and the node becomes a new one", filepath.Join(dir, stateFile), keyFile)
+	}
+	return newIdentity(dir)
+}
+
+// newIdentity makes a key and forgets what belonged to another.
+func newIdentity(dir string) (ed25519.PrivateKey, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, fmt.Errorf("make the node's key: %w", err)
+	}
+	if err := os.Remove(filepath.Join(dir, stateFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove the state of the former key: %w", err)
+	}
+	return key, writeFile(filepath.Join(dir, keyFile), []byte(hex.EncodeToString(key.Seed())+"\n"))
+}
+
+func readKey(path string) (ed25519.PrivateKey, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errNoKey
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the node's key: %w", err)
+	}
+	seed, err := hex.DecodeString(strings.TrimSpace(string(data)))
+	if err != nil || len(seed) != ed25519.SeedSize {
+		return nil, fmt.Errorf("%s is damaged: %d hexadecimal digits are expected: restore it, or remove it together with %s and the node becomes a new one, with another subnet",
+			path, 2*ed25519.SeedSize, stateFile)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
+}
+
+// loadState reads the state of the node id. A directory without one is a node's first boot.
+func loadState(dir string, id nodeID) (diskState, error) {
+	path := filepath.Join(dir, stateFile)
+	empty := diskState{Version: diskVersion, NodeID: id.String()}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return empty, nil
+	}
+	if err != nil {
+		return empty, fmt.Errorf("state: %w", err)
+	}
+	var s diskState
+	if err := json.Unmarshal(data, &s); err != nil {
+		return empty, damaged(path, err.Error())
+	}
+	switch {
+	case s.Version != diskVersion:
+		return empty, fmt.Errorf("%s is of version %d, this tulle knows version %d: run the tulle that wrote it, or remove it and the node claims anew", path, s.Version, diskVersion)
+	case s.NodeID != id.String():
+		return empty, fmt.Errorf("%s is of node %s, but %s is of node %s: restore the two together, or remove both and the node becomes a new one", path, s.NodeID, keyFile, id)
+	case s.BootEpoch == 0:
+		return empty, damaged(path, "bootEpoch is missing")
+	}
+	for _, c := range s.Claims {
+		if _, err := c.claim(); err != nil {
+			return empty, damaged(path, err.Error())
+		}
+	}
+	return s, nil
+}
+
+func damaged(path, what string) error {
+	return fmt.Errorf("%s is damaged: %s: restore it, or remove it and the node asks the others for its subnet or claims anew", path, what)
+}
+
+// claim converts and checks a claim from disk.
+func (c diskClaim) claim() (claim, error) {
+	out := claim{block: c.Block, fence: c.Fence, tenure: time.Duration(c.TenureMS) * time.Millisecond, state: confirmed}
+	if !c.Block.IsValid() || c.Block != c.Block.Masked() || c.TenureMS < 0 || c.TenureMS > int64(time.Duration(1<<63-1)/time.Millisecond) {
+		return claim{}, fmt.Errorf("claim of %s with tenure %d", c.Block, c.TenureMS)
+	}
+	if c.State != "confirmed" {
+		return claim{}, fmt.Errorf("claim of %s: state %q", c.Block, c.State)
+	}
+	return out, nil
+}
+
+func toDisk(c claim) diskClaim {
+	return diskClaim{c.block, c.fence, c.tenure.Milliseconds(), "confirmed"}
+}
+
+// save writes the state. When it returns nil, the state survives a power failure.
+func (s *diskState) save(dir string) error {
+	data, err := json.MarshalIndent(s, "", "\t")
+	if err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return writeFile(filepath.Join(dir, stateFile), append(data, '\n'))
+}
+
+// writeFile replaces path, 0600: whoever reads it, even after a crash at any point, finds the old or the new content.
+func writeFile(path string, data []byte) (err error) {
+	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+			err = fmt.Errorf("write %s: %w", path, err)
+		}
+	}()
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

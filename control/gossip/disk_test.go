@@ -1,0 +1,163 @@
+package gossip
+
+import (
+	"crypto/ed25519"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+func someState(id nodeID) diskState {
+	return diskState{
+		Version: diskVersion, NodeID: id.String(), BootEpoch: 7, Nonce: 1 << 63, Seq: 3,
+		Claims:    []diskClaim{toDisk(claim{block: netip.MustParsePrefix("10.244.3.0/24"), fence: 2, tenure: 90 * time.Minute, state: confirmed})},
+		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:7946")},
+	}
+}
+
+func TestStateOnDisk(t *testing.T) {
+	dir, id := t.TempDir(), nodeID{1}
+	fresh, err := loadState(dir, id)
+	if err != nil || fresh.BootEpoch != 0 || fresh.Claims != nil {
+		t.Fatalf("%+v %v", fresh, err)
+	}
+	want := someState(id)
+	if err := want.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	got, err := loadState(dir, id)
+	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})); d != "" || err != nil {
+		t.Fatalf("%v %s", err, d)
+	}
+	c, err := got.Claims[0].claim()
+	if err != nil || c.block != netip.MustParsePrefix("10.244.3.0/24") || c.fence != 2 || c.tenure != 90*time.Minute || c.state != confirmed {
+		t.Errorf("%+v %v", c, err)
+	}
+	if info, err := os.Stat(filepath.Join(dir, stateFile)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+}
+
+// A crash while the new state is written, wherever it stops, leaves the old one.
+func TestCrashWhileWritingKeepsTheOldState(t *testing.T) {
+	dir, id := t.TempDir(), nodeID{1}
+	old := someState(id)
+	if err := old.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, stateFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range data {
+		if err := os.WriteFile(filepath.Join(dir, stateFile+".tmp"), data[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := loadState(dir, id); err != nil || got.BootEpoch != 7 {
+			t.Fatalf("after %d bytes: %+v, %v", n, got, err)
+		}
+	}
+	next := old
+	next.BootEpoch = 8
+	if err := next.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := loadState(dir, id); err != nil || got.BootEpoch != 8 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// Whatever is left of a file that something else cut, the node says which it is and what helps.
+func TestTruncatedState(t *testing.T) {
+	dir, id := t.TempDir(), nodeID{1}
+	path := filepath.Join(dir, stateFile)
+	s := someState(id)
+	if err := s.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range len(data) - 1 { // the last byte is the end of the line
+		if err := os.WriteFile(path, data[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := loadState(dir, id)
+		if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "remove it") {
+			t.Fatalf("cut to %d bytes: %+v, %v", n, got, err)
+		}
+	}
+}
+
+func TestWrongState(t *testing.T) {
+	id := nodeID{1}
+	for what, change := range map[string]func(*diskState){
+		"of version 2":             func(s *diskState) { s.Version = 2 },
+		"restore the two together": func(s *diskState) { s.NodeID = nodeID{2}.String() },
+		"bootEpoch is missing":     func(s *diskState) { s.BootEpoch = 0 },
+		"10.244.3.1/24":            func(s *diskState) { s.Claims[0].Block = netip.MustParsePrefix("10.244.3.1/24") },
+		"tenure -1":                func(s *diskState) { s.Claims[0].TenureMS = -1 },
+		`state "tentative"`:        func(s *diskState) { s.Claims[0].State = "tentative" },
+	} {
+		dir, s := t.TempDir(), someState(id)
+		change(&s)
+		if err := s.save(dir); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadState(dir, id); err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), dir) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func TestIdentityOnDisk(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	key, err := openIdentity(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, keyFile)
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+	again, err := openIdentity(dir)
+	if err != nil || !key.Equal(again) {
+		t.Errorf("another key: %v", err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 2 * ed25519.SeedSize {
+		if err := os.WriteFile(path, data[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := openIdentity(dir); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "remove it") {
+			t.Fatalf("cut to %d bytes: %v", n, err)
+		}
+	}
+	s := someState(nodeID{1})
+	if err := s.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openIdentity(dir); err == nil || !strings.Contains(err.Error(), "put the key back") {
+		t.Errorf("a state without its key: %v", err)
+	}
+}
+
+func TestWriteFileNamesTheFile(t *testing.T) {
+	err := writeFile(filepath.Join(t.TempDir(), "absent", "file"), nil)
+	if err == nil || !strings.Contains(err.Error(), "absent/file") {
+		t.Error(err)
+	}
+}

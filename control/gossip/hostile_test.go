@@ -1,0 +1,178 @@
+package gossip
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// A stranger has the cluster key and speaks memberlist, but says what it likes.
+type stranger struct{ meta, state []byte }
+
+func (s *stranger) NodeMeta(int) []byte               { return s.meta }
+func (s *stranger) NotifyMsg([]byte)                  {}
+func (s *stranger) GetBroadcasts(int, int) [][]byte   { return nil }
+func (s *stranger) LocalState(bool) []byte            { return s.state }
+func (s *stranger) MergeRemoteState(_ []byte, _ bool) {}
+
+// invade joins node 1 under the name with the record and the state.
+func (c *cluster) invade(i int, name string, s *stranger) {
+	c.t.Helper()
+	cfg := memberlist.DefaultLANConfig()
+	cfg.Name, cfg.BindAddr, cfg.BindPort, cfg.AdvertisePort = name, c.addr(i).String(), c.port, c.port
+	cfg.SecretKey, cfg.LogOutput, cfg.Delegate = bytes.Repeat([]byte{7}, 32), io.Discard, s
+	cfg.Label = label(pool{netip.MustParsePrefix("10.244.0.0/16"), 24, netip.Addr{}, netip.Addr{}})
+	list, err := memberlist.Create(cfg)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { list.Shutdown() })
+	if _, err := list.Join([]string{c.seed(1)}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cluster) signed(i int, key ed25519.PrivateKey, change func(*record)) *record {
+	r := plainRecord(func(r *record) {
+		r.name, r.endpoint = "stranger", netip.AddrPortFrom(c.addr(i), uint16(c.port))
+		change(r)
+	})
+	if err := r.sign(key); err != nil {
+		c.t.Fatal(err)
+	}
+	return r
+}
+
+func TestStrangersAreRefused(t *testing.T) {
+	c := newCluster(t)
+	n1 := c.start(1)
+	n1.subnet()
+	good := c.signed(66, testKeys[0], func(*record) {})
+	forged := bytes.Clone(good.raw)
+	forged[len(forged)-1] ^= 1
+	elsewhere := c.signed(67, testKeys[1], func(*record) {})
+	for i, s := range []struct {
+		name, reason, words string
+		stranger            stranger
+	}{
+		{"stranger", refusedSignature, "a record of 0 bytes", stranger{}},
+		{"stranger", refusedSignature, "a record of version 103", stranger{meta: bytes.Repeat([]byte("garbage"), 40)}},
+		{good.member(), refusedSignature, "its signature does not match", stranger{meta: forged}},
+		{"stranger", refusedSignature, "the record of stranger (", stranger{meta: good.raw}},
+		{elsewhere.member(), refusedEndpoint, "its record says " + elsewhere.endpoint.String(), stranger{meta: elsewhere.raw}},
+	} {
+		before := n1.store.View().Refused[s.reason]
+		c.invade(70+i, s.name, &s.stranger)
+		await(t, s.reason+": "+s.words, func() bool {
+			v := n1.now()
+			return v.Refused[s.reason] > before && strings.Contains(v.LastRefused[s.reason], s.words)
+		}, n1)
+		if v := n1.now(); v.Members != 1 || !strings.Contains(v.LastRefused[s.reason], c.addr(70+i).String()) {
+			t.Errorf("%+v", v)
+		}
+	}
+}
+
+// The state that a stranger sends holds damaged records among good ones: the good ones count.
+func TestDamagedStateIsRefusedInPart(t *testing.T) {
+	c := newCluster(t)
+	n1 := c.start(1)
+	n1.subnet()
+	dead := c.signed(80, testKeys[0], func(r *record) { r.name = "dead" })
+	forged := c.signed(81, testKeys[1], func(r *record) { r.name = "forged" })
+	forged.raw[40] ^= 1
+	self := c.signed(82, testKeys[2], func(*record) {})
+	state := append(encodeState([]*record{forged, dead}), sectionRecords, 200)
+	c.invade(82, self.member(), &stranger{self.raw, state})
+	await(t, "refusals", func() bool { return n1.now().Refused[refusedSignature] >= 2 }, n1)
+	await(t, "the good record", func() bool { return len(n1.now().Peers) == 2 }, n1)
+	p := n1.now().Peers[0]
+	if p.Name != "dead" || p.State != Dead || p.Routable || p.Reason != "not seen alive since this node started" || p.Subnet.String() != "10.244.1.0/24" {
+		t.Errorf("%+v", p)
+	}
+}
+
+func TestPacketsOfStrangers(t *testing.T) {
+	c := newCluster(t)
+	n1 := c.start(1)
+	n1.subnet()
+	conn, err := net.DialUDP("udp", &net.UDPAddr{IP: c.addr(5).AsSlice()}, net.UDPAddrFromAddrPort(n1.store.endpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ours := label(n1.store.pool)
+	for _, p := range []struct {
+		packet []byte
+		reason string
+	}{
+		{[]byte("plaintext of another program"), refusedNetwork},
+		{append([]byte{244, 5}, "other and so on"...), refusedNetwork},
+		{append(append([]byte{244, byte(len(ours))}, ours...), bytes.Repeat([]byte{1}, 60)...), refusedKey},
+		{append(append([]byte{244, byte(len(ours))}, ours...), 0), refusedKey},
+	} {
+		before := n1.now().Refused[p.reason]
+		await(t, "refusal of "+string(p.packet), func() bool {
+			if _, err := conn.Write(p.packet); err != nil {
+				t.Fatal(err)
+			}
+			return n1.now().Refused[p.reason] > before && strings.Contains(n1.now().LastRefused[p.reason], "the node at "+c.addr(5).String())
+		}, n1)
+	}
+}
+
+// copyState copies a node's state directory, as a cloned machine has it.
+func copyState(t *testing.T, from string) string {
+	t.Helper()
+	to := t.TempDir()
+	for _, name := range []string{keyFile, stateFile} {
+		data, err := os.ReadFile(filepath.Join(from, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(to, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return to
+}
+
+func TestClonedNode(t *testing.T) {
+	c := newCluster(t)
+	n1, n2, n3 := c.start(1), c.start(2), c.start(3)
+	awaitMesh(t, n1, n2, n3)
+	id, subnet := n2.now().NodeID, n2.now().Self.Subnet
+	clone := c.start(9, func(cfg *Config) { cfg.StateDir = copyState(t, n2.config.StateDir) })
+	await(t, "the clone to say so", func() bool {
+		return clone.now().Refused[refusedCloned] > 0 && clone.hasProblem("has this node's identity")
+	}, clone)
+	await(t, "the clone to have a new identity", func() bool { return clone.now().NodeID != id && clone.now().Self.Subnet.IsValid() }, clone)
+	awaitMesh(t, n1, n2, n3, clone)
+	if v := n2.now(); v.NodeID != id || v.Self.Subnet != subnet {
+		t.Errorf("the original: %+v", v)
+	}
+}
+
+func TestRolledBackDisk(t *testing.T) {
+	c := newCluster(t)
+	n1, n2 := c.start(1), c.start(2)
+	early := copyState(t, n2.config.StateDir) // before it had a subnet, or soon after
+	awaitMesh(t, n1, n2)
+	id, subnet := n2.now().NodeID, n2.now().Self.Subnet
+	n2 = n2.restart()
+	n2 = n2.restart()
+	awaitMesh(t, n1, n2)
+	n2 = n2.restart(func(cfg *Config) { cfg.StateDir = early })
+	awaitMesh(t, n1, n2)
+	if v := n2.now(); v.NodeID != id || v.Self.Subnet != subnet {
+		t.Errorf("%+v, before %s of %s", v, subnet, id)
+	}
+}

@@ -1,0 +1,166 @@
+package gossip
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const (
+	defaultPort = 7946
+	// aloneRetry paces the search of a node that knows nobody: it shall find the others within 2 s of their start.
+	aloneRetry = 500 * time.Millisecond
+	// rejoinMin to rejoinMax paces the search for those who are missing: memberlist never heals a partition that
+	// outlasted its memory of the dead, 30 s.
+	rejoinMin, rejoinMax = 5 * time.Second, 15 * time.Second
+	// joinsAtOnce bounds the dials of one round: a large network with many dead nodes is not searched through at once.
+	joinsAtOnce = 8
+)
+
+// parseSeed splits host[:port].
+func parseSeed(s string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(s)
+	if err != nil { // no port
+		if a, err := netip.ParseAddr(s); err == nil {
+			return a.String(), defaultPort, nil
+		}
+		if host, _, err = net.SplitHostPort(s + ":1"); err != nil {
+			return "", 0, fmt.Errorf("--join %q: an address with or without a port is needed", s)
+		}
+		text = strconv.Itoa(defaultPort)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 || host == "" {
+		return "", 0, fmt.Errorf("--join %q: an address with or without a port is needed", s)
+	}
+	return host, uint16(n), nil
+}
+
+// rejoin looks for missing nodes until ctx ends. It is the only one who joins.
+func (s *Store) rejoin(ctx context.Context) {
+	for {
+		s.joinRound(ctx, s.targets(ctx))
+		s.mu.Lock()
+		s.joined, s.dirty = true, true
+		alone := s.aloneLocked()
+		s.mu.Unlock()
+		s.poke()
+		pause := rejoinMin + rand.N(rejoinMax-rejoinMin)
+		if alone {
+			pause = aloneRetry + rand.N(aloneRetry)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// targets returns where missing nodes may be: seeds, and endpoints of nodes that were alive or are known as dead.
+func (s *Store) targets(ctx context.Context) []netip.AddrPort {
+	var found []netip.AddrPort
+	for _, seed := range s.config.Join {
+		found = append(found, s.resolve(ctx, seed)...)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	others := slices.Clone(s.kept)
+	live := map[netip.AddrPort]bool{s.endpoint: true}
+	for _, r := range s.known {
+		switch {
+		case r.id == s.id:
+		case s.lives.alive(r):
+			live[r.endpoint] = true
+		case !r.leaving():
+			others = append(others, r.endpoint)
+		}
+	}
+	rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+	var targets []netip.AddrPort
+	for _, at := range append(found, others...) {
+		if !live[at] && len(targets) < joinsAtOnce {
+			live[at] = true
+			targets = append(targets, at)
+		}
+	}
+	for at := range s.joinProblems {
+		if !slices.Contains(targets, at) {
+			delete(s.joinProblems, at)
+		}
+	}
+	return targets
+}
+
+func (s *Store) resolve(ctx context.Context, seed string) []netip.AddrPort {
+	host, port, err := parseSeed(seed)
+	if err != nil { // Open refused it
+		return nil
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.seedProblems, seed)
+	if err != nil && ctx.Err() == nil {
+		s.seedProblems[seed] = fmt.Sprintf("join %s: %v", seed, err)
+	}
+	var found []netip.AddrPort
+	for _, a := range addrs {
+		found = append(found, netip.AddrPortFrom(a.Unmap(), port))
+	}
+	return found
+}
+
+// joinRound tries all targets at once and returns when each is decided.
+func (s *Store) joinRound(ctx context.Context, targets []netip.AddrPort) {
+	var tries sync.WaitGroup
+	for _, at := range targets {
+		tries.Go(func() {
+			_, err := s.list.Join([]string{at.String()})
+			if ctx.Err() == nil {
+				s.joinEnded(at, err)
+			}
+		})
+	}
+	tries.Wait()
+}
+
+// joinEnded notes how the try ended. A node that merely does not answer is a problem only as long as nobody does.
+func (s *Store) joinEnded(at netip.AddrPort, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.joinProblems, at)
+	s.dirty = true
+	if err == nil {
+		s.joined = true
+		s.poke()
+		return
+	}
+	reason, words := joinFailure(err)
+	if reason != "" {
+		s.refusals.add(reason, fmt.Sprintf("join %s: %s", at, words), s.now())
+	}
+	s.joinProblems[at] = joinProblem{fmt.Sprintf("join %s: %s", at, words), reason != "" || words == closedThere}
+	s.config.Log.Debug("gossip: join failed", "at", at, "err", err)
+}
+
+// A joinProblem is why a node could not be joined.
+type joinProblem struct {
+	words   string
+	refused bool // there is a node, and it refuses
+}
+
+func (s *Store) aloneLocked() bool {
+	for _, r := range s.known {
+		if r.id != s.id && s.lives.alive(r) {
+			return false
+		}
+	}
+	return true
+}

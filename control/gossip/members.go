@@ -1,0 +1,201 @@
+package gossip
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// Timing. A dead node is noticed by the first probe that it does not answer (some 500 ms, whoever sends it), and declared
+// dead when it does not refute within suspicion: 6 x 500 ms up to about 10 nodes.
+const (
+	gossipInterval   = 200 * time.Millisecond
+	probeInterval    = 500 * time.Millisecond
+	probeTimeout     = 300 * time.Millisecond
+	suspicionMult    = 6
+	suspicionMaxMult = 2                // without others who confirm
+	pushPullInterval = 10 * time.Second // for the records of dead nodes, which no member gossips
+	streamTimeout    = 5 * time.Second  // of a whole TCP exchange, each side
+)
+
+// label keeps networks apart that share an underlay. It is no secret.
+func label(p pool) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "tulle %s /%d", p.network, p.bits))
+	return "tulle-" + hex.EncodeToString(sum[:8])
+}
+
+// openMembers binds the socket and starts memberlist with the current record as Meta. Its dials end with ctx.
+func (s *Store) openMembers(ctx context.Context) (*memberlist.Memberlist, error) {
+	at := s.endpoint
+	logger := log.New(&logWriter{s}, "", 0)
+	inner, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
+		BindAddrs: []string{at.Addr().String()}, BindPort: int(at.Port()), Logger: logger,
+	})
+	if err != nil {
+		return nil, bindError(at, err)
+	}
+	c := memberlist.DefaultLANConfig()
+	s.transport = &transport{inner, ctx, &net.TCPAddr{IP: at.Addr().AsSlice()}}
+	c.Transport = s.transport
+	c.Name = memberName(s.id, s.disk.BootEpoch)
+	c.Label = label(s.pool)
+	c.SecretKey = s.config.Key
+	c.BindAddr, c.BindPort = at.Addr().String(), int(at.Port())
+	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort
+	c.GossipInterval, c.ProbeInterval, c.ProbeTimeout = gossipInterval, probeInterval, probeTimeout
+	c.SuspicionMult, c.SuspicionMaxTimeoutMult = suspicionMult, suspicionMaxMult
+	c.PushPullInterval, c.TCPTimeout = pushPullInterval, streamTimeout
+	c.EnableCompression = false // of what is carried, most is signatures
+	c.Logger = logger
+	d := &delegate{s}
+	c.Delegate, c.Events, c.Alive, c.Ping = d, d, d, d
+	list, err := memberlist.Create(c)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("gossip at %s: %w", at, err), inner.Shutdown())
+	}
+	return list, nil
+}
+
+func bindError(at netip.AddrPort, err error) error {
+	if strings.Contains(err.Error(), "address already in use") {
+		return fmt.Errorf("gossip at %s: the port is taken, most likely by another tulle node: stop that one, or give --gossip-port", at)
+	}
+	return fmt.Errorf("gossip at %s: %w", at, err)
+}
+
+// A transport is memberlist's own, but that its connections come from the node's public IP, which is how others name it in
+// their refusals, and end with ctx.
+type transport struct {
+	*memberlist.NetTransport
+	ctx   context.Context
+	local *net.TCPAddr
+}
+
+func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
+}
+
+func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	d := net.Dialer{Timeout: timeout, LocalAddr: t.local}
+	c, err := d.DialContext(t.ctx, "tcp", a.Addr)
+	if err != nil {
+		return nil, err
+	}
+	return &boundConn{c, context.AfterFunc(t.ctx, func() { c.Close() })}, nil
+}
+
+// A boundConn closes when its context ends.
+type boundConn struct {
+	net.Conn
+	release func() bool
+}
+
+func (c *boundConn) Close() error {
+	c.release()
+	return c.Conn.Close()
+}
+
+// A delegate is what memberlist calls. It calls with its own locks held: nothing here may call memberlist, or block.
+type delegate struct{ *Store }
+
+func (d *delegate) NodeMeta(int) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.self.raw
+}
+
+// NotifyMsg takes a record that a node sent directly.
+func (d *delegate) NotifyMsg(b []byte) { d.hear(b, "a record sent here") }
+
+// GetBroadcasts passes on what others may not have heard.
+func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rumors.take(overhead, limit)
+}
+
+func (d *delegate) LocalState(bool) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]*record, 0, len(d.known))
+	for _, r := range d.known {
+		all = append(all, r)
+	}
+	return encodeState(all)
+}
+
+func (d *delegate) MergeRemoteState(b []byte, _ bool) {
+	raws, err := decodeState(b)
+	if err != nil {
+		d.refuse(refusedSignature, "a node sent "+err.Error())
+	}
+	for _, raw := range raws {
+		d.take(raw, "a record in another node's state")
+	}
+}
+
+// mine says whether a record is of this node's identity.
+func (d *delegate) mine(r *record) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return r.id == d.id
+}
+
+// NotifyAlive refuses members that are not what their record says.
+func (d *delegate) NotifyAlive(n *memberlist.Node) error {
+	at, _ := netip.AddrFromSlice(n.Addr)
+	where := fmt.Sprintf("the node at %s", at.Unmap())
+	r := d.hear(n.Meta, where)
+	switch {
+	case r == nil:
+		return errors.New("its record is refused")
+	case n.Name != r.member():
+		d.refuse(refusedSignature, fmt.Sprintf("%s: the record of %s under the name %.64q", where, r, n.Name))
+		return errors.New("its record is another node's")
+	case r.endpoint != netip.AddrPortFrom(at.Unmap(), n.Port):
+		d.refuse(refusedEndpoint, fmt.Sprintf("%s: its record says %s", where, r.endpoint))
+		return errors.New("its record is of another endpoint")
+	case d.mine(r) && r.endpoint != d.endpoint:
+		d.meet(r)
+	}
+	return nil
+}
+
+func (d *delegate) NotifyJoin(n *memberlist.Node) { d.event(n, (*lives).joined) }
+
+func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.event(n, (*lives).joined) }
+
+func (d *delegate) NotifyLeave(n *memberlist.Node) { d.event(n, (*lives).left) }
+
+func (d *delegate) event(n *memberlist.Node, apply func(*lives, nodeID, uint64, time.Duration)) {
+	id, epoch, ok := parseMember(n.Name)
+	if !ok {
+		return
+	}
+	d.mu.Lock()
+	d.dirty = true
+	apply(&d.lives, id, epoch, d.now())
+	d.mu.Unlock()
+	d.poke()
+}
+
+func (d *delegate) AckPayload() []byte { return nil }
+
+func (d *delegate) NotifyPingComplete(n *memberlist.Node, _ time.Duration, _ []byte) {
+	id, _, ok := parseMember(n.Name)
+	if !ok {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lives.acked(id, d.now())
+}

@@ -1,0 +1,101 @@
+package gossip
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Reasons to refuse what another node sends, the keys of View.Refused.
+const (
+	refusedKey       = "key"       // cannot be decrypted, plaintext where encryption is on, or the reverse
+	refusedNetwork   = "network"   // another Network or SubnetLen
+	refusedName      = "name"      // a live node of another identity has the name
+	refusedSignature = "signature" // a record that its node did not sign, or that is none
+	refusedEndpoint  = "endpoint"  // a live node has the public IP, or a member is not where its record says
+	refusedCloned    = "cloned"    // this node's identity is in use elsewhere
+	refusedLimit     = "limit"     // more nodes than this one keeps track of
+)
+
+// refusalShown is how long a refusal stays a problem after it happened last.
+const refusalShown = time.Minute
+
+// A refusal is what was refused for one reason.
+type refusal struct {
+	count uint64
+	last  string // in words, with the address
+	at    time.Duration
+}
+
+// refusals by reason. Not safe for concurrent use.
+type refusals map[string]refusal
+
+func (r refusals) add(reason, words string, now time.Duration) {
+	r[reason] = refusal{r[reason].count + 1, words, now}
+}
+
+// A logLine says how a line of memberlist's log reads when it tells of a refusal: it is the only place where it does.
+// memberlist v0.7.0; the tests make each happen.
+type logLine struct {
+	part   string
+	reason string
+	words  string
+}
+
+var logLines = []logLine{
+	{"discarding stream with unacceptable label", refusedNetwork, "it is of another network: its Network or SubnetLen differs"},
+	{"discarding packet with unacceptable label", refusedNetwork, "it is of another network: its Network or SubnetLen differs"},
+	{"no installed keys could decrypt the message", refusedKey, "it has another cluster key"},
+	{"encryption is configured but remote state is not encrypted", refusedKey, "it sends plaintext: it has no cluster key"},
+	{"remote state is encrypted and encryption is not configured", refusedKey, "it encrypts, and this node has no cluster key"},
+	{"Decrypt packet failed", refusedKey, "its packets cannot be decrypted: it has another cluster key or none"},
+}
+
+var fromAddr = regexp.MustCompile(`from=(\S+)$`)
+
+// refusedIn returns the refusal that a line of the log tells of.
+func refusedIn(line string) (reason, words string, ok bool) {
+	for _, l := range logLines {
+		if !strings.Contains(line, l.part) {
+			continue
+		}
+		from := "an unknown address"
+		if m := fromAddr.FindStringSubmatch(line); m != nil {
+			from = hostOf(m[1])
+		}
+		return l.reason, fmt.Sprintf("the node at %s: %s", from, l.words), true
+	}
+	return "", "", false
+}
+
+// hostOf drops the port, which is a random one of the connection.
+func hostOf(addr string) string {
+	if ap, err := netip.ParseAddrPort(addr); err == nil {
+		return ap.Addr().Unmap().String()
+	}
+	return addr
+}
+
+// joinFailure says in words why a node could not be joined, and the refusal reason if it is one ("" for a node
+// that does not answer). A node that refuses says no more than it must: it closes.
+func joinFailure(err error) (reason, words string) {
+	text := err.Error()
+	for _, c := range []struct{ part, reason, words string }{
+		{"no installed keys could decrypt", refusedKey, "the node there has another cluster key"},
+		{"encryption is configured but remote state is not encrypted", refusedKey, "the node there has no cluster key, this one has"},
+		{"remote state is encrypted and encryption is not configured", refusedKey, "the node there has a cluster key, this one has none"},
+		{"EOF", "", closedThere}, {"connection reset", "", closedThere}, {"broken pipe", "", closedThere},
+		{"connection refused", "", "connection refused: no tulle node listens there"},
+		{"i/o timeout", "", "no answer within " + streamTimeout.String()},
+		{"no route to host", "", "no route to host"}, {"network is unreachable", "", "network is unreachable"},
+	} {
+		if strings.Contains(text, c.part) {
+			return c.reason, c.words
+		}
+	}
+	return "", strings.Join(strings.Fields(text), " ")
+}
+
+const closedThere = "connection closed by the node there: most likely another cluster key or another network; its tulle status has the reason"

@@ -1,0 +1,84 @@
+package gossip
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+func rumorOf(n byte, length int) *record {
+	r := &record{raw: make([]byte, length)}
+	r.id[0], r.raw[0] = n, n
+	return r
+}
+
+// TestRumorsReachAll spreads a record of equal length from each of many nodes at once, and a newer one from each a round
+// later, and demands that every node hears the newest of every other.
+func TestRumorsReachAll(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	const nodes, fanout, limit = 30, 3, 1400
+	told, heard := make([]rumors, nodes), make([]map[byte]byte, nodes)
+	hear := func(at int, raw []byte) {
+		if old, ok := heard[at][raw[0]]; !ok || old < raw[1] {
+			heard[at][raw[0]] = raw[1]
+			r := rumorOf(raw[0], len(raw))
+			r.raw = raw
+			told[at].spread(r, nodes)
+		}
+	}
+	for i := range nodes {
+		heard[i] = map[byte]byte{}
+	}
+	for round := range 60 {
+		for i := range nodes {
+			if round < 2 {
+				r := rumorOf(byte(i), 250)
+				r.raw[1] = byte(round + 1)
+				hear(i, r.raw)
+			}
+			for range fanout {
+				to := rng.IntN(nodes)
+				for _, raw := range told[i].take(3, limit) {
+					hear(to, raw)
+				}
+			}
+		}
+	}
+	for i, h := range heard {
+		for j := range nodes {
+			if h[byte(j)] != 2 {
+				t.Errorf("node %d knows version %d of node %d, want 2", i, h[byte(j)], j)
+			}
+		}
+		if len(told[i].of) != 0 {
+			t.Errorf("node %d still spreads %d records", i, len(told[i].of))
+		}
+	}
+}
+
+// TestRumorsFit demands that a packet's limit is kept and that nothing is sent more often than it should.
+func TestRumorsFit(t *testing.T) {
+	var r rumors
+	for i := range byte(10) {
+		r.spread(rumorOf(i, 100), 9)
+	}
+	sent := map[byte]int{}
+	for messages := r.take(5, 350); len(messages) > 0; messages = r.take(5, 350) {
+		if len(messages) > 3 {
+			t.Fatalf("%d messages of 105 bytes in 350", len(messages))
+		}
+		for _, m := range messages {
+			sent[m[0]]++
+		}
+	}
+	for i := range byte(10) {
+		if sent[i] != rumorMult {
+			t.Errorf("record %d was sent %d times, want %d", i, sent[i], rumorMult)
+		}
+	}
+	r.spread(rumorOf(1, 500), 9)
+	if m := r.take(5, 350); m != nil {
+		t.Errorf("a record that does not fit was sent: %d bytes", len(m[0]))
+	}
+}

@@ -1,0 +1,259 @@
+package gossip
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	tick         = 250 * time.Millisecond // at most this long until a refusal is in the View
+	minPause     = 20 * time.Millisecond  // between two looks
+	idleTurn     = time.Second            // at least this often the clock is looked at
+	leaveTimeout = time.Second            // for each of the two messages of a node that goes
+	saveInterval = 30 * time.Second       // of what is merely useful after a restart
+)
+
+// Run keeps the node in the network until ctx ends, then leaves it: the others drop its routes and keep its claim. update is
+// called with the whole View after each change, coalesced, from one goroutine. Run returns nil at the end of ctx.
+func (s *Store) Run(ctx context.Context, update func(View)) error {
+	if s.list == nil {
+		return errRan
+	}
+	defer s.shutdown()
+	for {
+		next, err := s.session(ctx, update)
+		if err != nil || next == nil {
+			return err
+		}
+		if err := s.reboot(next); err != nil {
+			return err
+		}
+	}
+}
+
+// A rebirth is why and how a node starts again under another name.
+type rebirth struct {
+	reason string
+	fresh  bool    // with a new identity
+	above  *record // valid iff not fresh: the record that the others hold of this node
+}
+
+// session runs one boot until ctx ends, or until the node has to start again.
+func (s *Store) session(ctx context.Context, update func(View)) (*rebirth, error) {
+	joinCtx, stop := context.WithCancel(ctx)
+	var joins sync.WaitGroup
+	joins.Go(func() { s.rejoin(joinCtx) })
+	defer joins.Wait()
+	defer s.stop() // cuts a dial that is under way
+	defer stop()
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	s.poke()
+	var last, saved time.Duration
+	for {
+		select {
+		case <-ctx.Done():
+			s.leave()
+			return nil, nil
+		case <-s.wake:
+		case <-ticker.C:
+		}
+		time.Sleep(last + minPause - s.now()) // news come in bursts
+		now := s.now()
+		if !s.due(now, last) {
+			continue
+		}
+		last = now
+		if next := s.twinVerdict(now); next != nil {
+			return next, nil
+		}
+		if err := s.turn(now); err != nil {
+			return nil, err
+		}
+		if now-saved >= saveInterval {
+			saved = now
+			s.saveNews()
+		}
+		if v, changed := s.look(now); changed {
+			update(v)
+		}
+	}
+}
+
+// due says whether there is anything to look at.
+func (s *Store) due(now, last time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	due := s.dirty || now-last >= idleTurn || s.claimer.claim.state == tentative && s.claimer.claim.block.IsValid()
+	s.dirty = false
+	return due
+}
+
+// turn lets the claimer decide, and makes its decision known: on disk first, then to the others.
+func (s *Store) turn(now time.Duration) error {
+	before := s.claimer.lost
+	situation := s.situation(now)
+	if s.claimer.turn(situation) {
+		if s.keep(s.claimer.claim); s.diskErr == nil {
+			s.claimer.confirm(now)
+		}
+	}
+	if s.claimer.lost != before {
+		s.config.Log.Warn("gossip: withdrew this node's subnet: it is another's", "times", s.claimer.lost)
+	}
+	if !s.claimer.claim.block.IsValid() && len(s.disk.Claims) > 0 {
+		s.disk.Claims = nil
+		s.save()
+	}
+	if !s.claimer.stale(situation) {
+		return nil
+	}
+	if err := s.renew(0); err != nil {
+		return err
+	}
+	s.announce()
+	return nil
+}
+
+// situation copies what the claimer has to know.
+func (s *Store) situation(now time.Duration) situation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lives.judge(s.known, s.id, now)
+	out := situation{now: now, self: s.self, ready: s.joined, members: 1, dead: map[nodeID]bool{}}
+	var alive []*record
+	for _, r := range s.known {
+		switch {
+		case r == s.self:
+			alive = append(alive, r)
+		case s.lives.alive(r):
+			alive = append(alive, r)
+			out.members++
+		default:
+			out.dead[r.id] = true
+		}
+	}
+	if out.barred = s.settle(alive); out.barred != "" && s.claimer.problem == "" {
+		s.config.Log.Warn("gossip: refused by the others", "reason", out.barred)
+	}
+	others := maps.Clone(s.known)
+	delete(others, s.id)
+	out.others = slices.Collect(holdings(s.pool.network, maps.Values(others)))
+	if s.config.Reserved != nil {
+		out.reserved = s.config.Reserved()
+	}
+	return out
+}
+
+// settle finds the nodes that are refused although they are alive, counts the new ones, and says why this node is one.
+func (s *Store) settle(alive []*record) (barred string) {
+	before := s.conflicts
+	s.conflicts = conflicts(alive)
+	for id, c := range s.conflicts {
+		if before[id].reason != c.reason {
+			s.refusals.add(c.reason, c.String(), s.now())
+		}
+	}
+	if c, ok := s.conflicts[s.id]; ok {
+		return fmt.Sprintf("this node is refused: %s: until one of the two has another or ends, this node gets no subnet and no traffic", c)
+	}
+	return ""
+}
+
+// keep writes the claim to disk as confirmed.
+func (s *Store) keep(c claim) {
+	s.disk.Claims = []diskClaim{toDisk(c)}
+	s.save()
+}
+
+// saveNews saves when enough has changed since the last time to be worth a write.
+func (s *Store) saveNews() {
+	grown, c := time.Duration(0), s.claimer.claim
+	if c.state == confirmed && len(s.disk.Claims) > 0 {
+		grown = c.tenure - time.Duration(s.disk.Claims[0].TenureMS)*time.Millisecond
+	}
+	live := s.liveEndpoints()
+	moved := len(live) > 0 && !slices.Equal(live, s.disk.Endpoints)
+	if moved || s.diskErr != nil || grown >= time.Hour || grown >= time.Minute && 10*grown >= c.tenure {
+		s.save()
+	}
+}
+
+// save writes the state with what is known now. A failure is a problem, not an end.
+func (s *Store) save() {
+	if c := s.claimer.claim; c.state == confirmed && len(s.disk.Claims) > 0 {
+		s.disk.Claims[0] = toDisk(c)
+	}
+	if live := s.liveEndpoints(); len(live) > 0 {
+		s.disk.Endpoints = live
+	}
+	s.diskErr = s.disk.save(s.config.StateDir)
+}
+
+func (s *Store) liveEndpoints() []netip.AddrPort {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var live []netip.AddrPort
+	for _, r := range s.known {
+		if r.id != s.id && s.lives.alive(r) {
+			live = append(live, r.endpoint)
+		}
+	}
+	slices.SortFunc(live, func(a, b netip.AddrPort) int {
+		return cmp.Or(cmp.Compare(s.weightOf(a), s.weightOf(b)), a.Compare(b))
+	})
+	return live[:min(len(live), maxEndpoints)]
+}
+
+// weightOf makes the choice of the endpoints that are kept stable, and another one on each node.
+func (s *Store) weightOf(at netip.AddrPort) uint64 {
+	return weight(s.id, netip.PrefixFrom(at.Addr(), at.Addr().BitLen()))
+}
+
+// leave says goodbye: the record that says so directly to every member, so that routes go at once, then by gossip, then
+// memberlist's own.
+func (s *Store) leave() {
+	s.claimer.refresh(s.now())
+	s.save()
+	if err := s.renew(flagLeaving); err != nil {
+		s.config.Log.Warn("gossip: leave", "err", err)
+	}
+	for _, m := range s.list.Members() {
+		if m.Name != memberName(s.id, s.disk.BootEpoch) {
+			_ = s.list.SendBestEffort(m, s.self.raw)
+		}
+	}
+	if err := errors.Join(s.list.UpdateNode(leaveTimeout), s.list.Leave(leaveTimeout)); err != nil {
+		s.config.Log.Debug("gossip: leave", "err", err)
+	}
+}
+
+// reboot starts again under another name: as a new node, or as the same above everything that is known of it.
+func (s *Store) reboot(next *rebirth) error {
+	s.config.Log.Warn("gossip: the node starts again", "reason", next.reason, "newIdentity", next.fresh)
+	if next.fresh {
+		s.leave() // tells the rightful holder that the identity is free
+	}
+	if err := s.shutdown(); err != nil {
+		return fmt.Errorf("gossip: %w", err)
+	}
+	if next.fresh {
+		key, err := newIdentity(s.config.StateDir)
+		if err != nil {
+			return err
+		}
+		s.key = key
+		return s.boot(0)
+	}
+	if c, ok := next.above.confirmedClaim(); ok && len(s.disk.Claims) == 0 {
+		s.keep(claim{c.block, c.fence, c.tenure, confirmed})
+	}
+	return s.boot(next.above.epoch)
+}

@@ -1,0 +1,308 @@
+// Package gossip owns what the nodes tell each other without a store: who is there, which subnet is whose, and
+// this node's own claim on one. It gives a View; routes and kernel state are others' work.
+//
+// Every node signs one record of itself (Ed25519; the node's ID is derived from the key). Records travel as memberlist's
+// Meta and, those of dead nodes too, in its push/pull state; each node keeps the newest record of every other, and
+// ownership is a pure function of the records, never of who is a member. memberlist (v0.7.0) is the
+// failure detector and the carriage. It never touches traffic: a node that believes itself cut off keeps its routes.
+//
+// A claim is announced as tentative, waits, and is confirmed when it still owns its block. After a partition
+// the younger of two owners withdraws and claims again. There are no witnesses yet, so two nodes that cannot hear
+// each other may confirm overlapping blocks until they can.
+//
+// Hygiene: every TCP exchange has a deadline of 5 s on both sides, memberlist takes 128 push/pulls at once and
+// bounds state (20 MiB), decompression (40 MiB) and queues; records are bounded and verified before they count. What this does not
+// give: accepts are not capped per source, so that many slow connections cost a goroutine each for 5 s; the
+// cluster key is shared, so whoever has it can feign a member's death or say what it likes of itself, its tenure included;
+// memberlist's packets carry no protection against replay (a replayed record is old news, a replayed packet at most costs a
+// refutation); whether a node is behind its public IP is not verified.
+package gossip
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/tulle-net/tulle/control"
+)
+
+// A Config says who this node is and where it finds the others. The zero value does not work.
+type Config struct {
+	Self       control.Node // Subnet valid iff it is given instead of claimed
+	Network    netip.Prefix // IPv4
+	SubnetLen  int
+	SubnetMin  netip.Addr // first block
+	SubnetMax  netip.Addr // last block
+	TunnelPort uint16
+	BindPort   int      // at Self.PublicIP; 0: 7946
+	Join       []string // host[:port]; this node's own address is skipped
+	Key        []byte   // 32 bytes; nil: unencrypted
+	StateDir   string
+	Reserved   func() []netip.Prefix // blocks that nobody may claim: subnets of static peers; may be nil
+	Log        *slog.Logger          // nil: slog.Default
+}
+
+// A Store is one node's part in the gossip. Open makes it, Run runs it once; only View may be called beside Run.
+type Store struct {
+	config   Config
+	pool     pool
+	endpoint netip.AddrPort
+	started  time.Time // of the monotonic clock
+
+	// Run's goroutine alone (and Open before it).
+	key       ed25519.PrivateKey
+	disk      diskState
+	claimer   claimer
+	list      *memberlist.Memberlist // nil between two boots
+	stop      context.CancelFunc     // of the list's dials
+	transport *transport             // of the list
+	diskErr   error                  // of the last write
+
+	wake chan struct{} // room for one
+
+	mu           sync.Mutex // guards what follows; never held while calling memberlist
+	id           nodeID     // written by Run's goroutine only
+	self         *record    // the newest own record, also in known
+	known        records
+	lives        lives
+	rumors       rumors
+	refusals     refusals
+	joined       bool // the first attempt to join is over
+	joinProblems map[netip.AddrPort]joinProblem
+	seedProblems map[string]string
+	kept         []netip.AddrPort // endpoints from disk
+	twins        twins
+	conflicts    map[nodeID]conflict // live nodes that are refused, as of the last turn
+	dirty        bool
+	view         View
+}
+
+// Open reads the node's identity and state, counts the boot, and binds the socket: from here on the node is heard.
+// Close or a Run that ended releases everything.
+func Open(c Config) (*Store, error) {
+	s, err := newStore(c)
+	if err != nil {
+		return nil, err
+	}
+	if s.key, err = openIdentity(c.StateDir); err != nil {
+		return nil, err
+	}
+	if err := s.boot(0); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func newStore(c Config) (*Store, error) {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.BindPort == 0 {
+		c.BindPort = defaultPort
+	}
+	p := pool{c.Network, c.SubnetLen, c.SubnetMin, c.SubnetMax}
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	for _, seed := range c.Join {
+		if _, _, err := parseSeed(seed); err != nil {
+			return nil, err
+		}
+	}
+	given := c.Self.Subnet
+	switch {
+	case len(c.Key) != 0 && len(c.Key) != 32:
+		return nil, fmt.Errorf("cluster key of %d bytes: 32 are needed, or none", len(c.Key))
+	case c.BindPort < 0 || c.BindPort > 65535:
+		return nil, fmt.Errorf("gossip port %d: 1 to 65535 is possible", c.BindPort)
+	case given.IsValid() && (given != given.Masked() || !inside(c.Network, given) || given.Bits() > 30):
+		return nil, fmt.Errorf("--subnet %s: a masked prefix of /30 or shorter inside %s is needed", given, c.Network)
+	}
+	return &Store{
+		config: c, pool: p, endpoint: netip.AddrPortFrom(c.Self.PublicIP, uint16(c.BindPort)), started: time.Now(),
+		wake: make(chan struct{}, 1), refusals: refusals{}, joinProblems: map[netip.AddrPort]joinProblem{}, seedProblems: map[string]string{},
+	}, nil
+}
+
+// boot counts a boot, above the epoch least, and starts to speak: in this order.
+func (s *Store) boot(least uint64) error {
+	id := idOf(s.key.Public().(ed25519.PublicKey))
+	disk, err := loadState(s.config.StateDir, id)
+	if err != nil {
+		return err
+	}
+	disk.BootEpoch = max(disk.BootEpoch, least) + 1
+	disk.Nonce, disk.Seq = newNonce(), 0
+	if err := disk.save(s.config.StateDir); err != nil {
+		return err
+	}
+	s.disk = disk
+	s.mu.Lock()
+	s.id, s.self, s.known, s.twins = id, nil, records{}, twins{}
+	s.conflicts = nil
+	s.lives = lives{of: map[nodeID]*life{}, lastAck: s.now()}
+	s.joined, s.kept = false, disk.Endpoints
+	s.mu.Unlock()
+	s.claimer = claimer{id: id, pool: s.pool, given: s.config.Self.Subnet, lost: s.claimer.lost}
+	s.adoptKept()
+	if err := s.renew(0); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	if s.list, err = s.openMembers(ctx); err != nil {
+		stop()
+		return err
+	}
+	s.stop = stop
+	s.config.Log.Info("gossip runs", "node", id, "boot", disk.BootEpoch, "at", s.endpoint, "encrypted", s.config.Key != nil)
+	return nil
+}
+
+// adoptKept takes the claim from disk, unless the configuration has changed under it.
+func (s *Store) adoptKept() {
+	for _, d := range s.disk.Claims {
+		kept, err := d.claim()
+		if err == nil && s.claimer.fits(kept) {
+			s.claimer.adopt(kept, s.now())
+			return
+		}
+		s.config.Log.Warn("gossip: the kept subnet is not one that this node may have now: it claims anew", "subnet", d.Block)
+	}
+}
+
+func newNonce() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// renew makes the next own record. Others get it with announce.
+func (s *Store) renew(flags uint64) error {
+	c := s.config.Self
+	r := &record{
+		epoch: s.disk.BootEpoch, nonce: s.disk.Nonce, seq: s.disk.Seq + 1, flags: flags,
+		name: c.Name, endpoint: s.endpoint, backend: c.BackendType, vni: c.VNI, tunnelPort: s.config.TunnelPort, vtep: c.VTEP,
+	}
+	if s.claimer.claim.block.IsValid() {
+		r.claims = []claim{s.claimer.claim}
+	}
+	if err := r.sign(s.key); err != nil {
+		return fmt.Errorf("gossip: %w", err)
+	}
+	s.disk.Seq = r.seq
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.self = r
+	s.known[s.id] = r
+	s.dirty = true
+	return nil
+}
+
+// announce hands the own record to memberlist, which gossips it. It does not wait.
+func (s *Store) announce() {
+	s.mu.Lock()
+	s.rumors.spread(s.self, len(s.known))
+	s.mu.Unlock()
+	_ = s.list.UpdateNode(1)
+}
+
+// hear takes a record that came by gossip and passes it on if it is news.
+func (s *Store) hear(raw []byte, where string) *record {
+	old := s.knownAs(raw)
+	r := s.take(raw, where)
+	if r == nil || r == old {
+		return r
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known[r.id] == r {
+		s.rumors.spread(r, len(s.known))
+	}
+	return r
+}
+
+// Close ends a Store whose Run was never called.
+func (s *Store) Close() error { return s.shutdown() }
+
+// shutdown ends the list and its dials.
+func (s *Store) shutdown() error {
+	if s.list == nil {
+		return nil
+	}
+	s.stop()
+	err := s.list.Shutdown()
+	s.list = nil
+	return err
+}
+
+// now is the time since the store was made, on the monotonic clock.
+func (s *Store) now() time.Duration { return time.Since(s.started) }
+
+// poke makes Run look.
+func (s *Store) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Store) refuse(reason, words string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refusals.add(reason, words, s.now())
+	s.dirty = true // Run's next tick sees it: a flood of refusals must not keep it busy
+}
+
+// take verifies a record from the network and merges it. It returns nil for one that is refused; where says in words
+// who sent it.
+func (s *Store) take(raw []byte, where string) *record {
+	if r := s.knownAs(raw); r != nil {
+		return r
+	}
+	r, err := openRecord(raw)
+	if err != nil {
+		s.refuse(refusedSignature, fmt.Sprintf("%s: %v", where, err))
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.id == s.id {
+		s.twins.heard(r, s.self)
+		return r
+	}
+	if _, ok := s.known[r.id]; !ok && len(s.known) >= maxRecords {
+		s.refusals.add(refusedLimit, fmt.Sprintf("%s: %s: %d nodes are known already", where, r, maxRecords), s.now())
+		return nil
+	}
+	if s.known.merge(r) {
+		s.dirty = true
+		s.poke()
+	}
+	return r
+}
+
+// knownAs returns the record of which raw is the encoding, if it is in the map: it is verified already.
+func (s *Store) knownAs(raw []byte) *record {
+	if len(raw) < 1+ed25519.PublicKeySize {
+		return nil
+	}
+	id := idOf(raw[1 : 1+ed25519.PublicKeySize])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.known[id]; r != nil && string(r.raw) == string(raw) {
+		return r
+	}
+	return nil
+}
+
+// errRan: a Store runs once.
+var errRan = errors.New("gossip: this store has ended: open a new one")

@@ -1,0 +1,116 @@
+package gossip
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tulle-net/tulle/control"
+)
+
+// quietStore is a Store that neither speaks nor runs, with itself at 192.0.2.1.
+func quietStore(t *testing.T) *Store {
+	t.Helper()
+	s, err := newStore(Config{
+		Self:    control.Node{Name: "self", PublicIP: netip.MustParseAddr("192.0.2.1")},
+		Network: netip.MustParsePrefix("10.244.0.0/16"), SubnetLen: 24,
+		SubnetMin: netip.MustParseAddr("10.244.0.0"), SubnetMax: netip.MustParseAddr("10.244.255.0"), TunnelPort: 8472,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.id = nodeID{250}
+	s.self = &record{id: s.id, name: "self", endpoint: s.endpoint}
+	s.known, s.lives = records{s.id: s.self}, lives{of: map[nodeID]*life{}}
+	return s
+}
+
+// add makes a live peer with a confirmed block of the given tenure known.
+func (s *Store) add(i int, block string, tenure time.Duration) *record {
+	r := &record{
+		id: nodeID{byte(i)}, name: fmt.Sprintf("n%d", i), tunnelPort: 8472,
+		endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 7946),
+		claims:   []claim{{block: netip.MustParsePrefix(block), tenure: tenure, state: confirmed}},
+	}
+	s.known[r.id] = r
+	s.lives.joined(r.id, 0, 0)
+	return r
+}
+
+func TestWhoIsRoutable(t *testing.T) {
+	s := quietStore(t)
+	s.add(2, "10.244.2.0/24", time.Hour)
+	s.add(3, "10.244.2.128/25", time.Minute)
+	s.add(4, "10.244.4.0/24", time.Hour).tunnelPort = 4789
+	s.add(5, "10.99.5.0/24", time.Hour)
+	s.add(6, "10.244.6.0/24", time.Hour).claims[0].state = tentative
+	s.add(7, "10.244.7.0/24", time.Hour).flags = flagLeaving
+	s.lives.left(s.add(8, "10.244.8.0/24", time.Hour).id, 0, 1)
+	kept := s.add(9, "10.244.9.0/24", time.Hour)
+	s.lives.left(kept.id, 0, 1)
+	s.lives.of[kept.id].kept, s.lives.lost, s.lives.all = true, 5, 9
+	replaced := s.add(10, "10.244.10.0/24", time.Hour)
+	replaced.name = "n2"
+	s.lives.left(replaced.id, 0, 1)
+	s.lives.of[replaced.id].kept = true
+	want := map[nodeID]struct {
+		routable bool
+		state    string
+		subnet   string
+		reason   string
+	}{
+		{2}:  {true, Alive, "10.244.2.0/24", ""},
+		{3}:  {false, Alive, "10.244.2.128/25", "its subnet 10.244.2.128/25 is n2 (192.0.2.2, id "},
+		{4}:  {false, Alive, "10.244.4.0/24", "its tunnel is at UDP port 4789, this node's at 8472"},
+		{5}:  {false, Alive, "10.99.5.0/24", "its subnet 10.99.5.0/24 is not in the network 10.244.0.0/16"},
+		{6}:  {false, Alive, "invalid Prefix", "it has no subnet yet"},
+		{7}:  {false, Left, "10.244.7.0/24", "it left"},
+		{8}:  {false, Dead, "10.244.8.0/24", "it does not answer"},
+		{9}:  {true, Dead, "10.244.9.0/24", "it does not answer, but neither do 5 of 9 peers: this node believes itself cut off and keeps its routes"},
+		{10}: {false, Dead, "10.244.10.0/24", "it does not answer, and n2 ("},
+	}
+	v, changed := s.look(0)
+	if !changed || len(v.Peers) != len(want) || v.Members != 6 {
+		t.Errorf("%v %+v", changed, v)
+	}
+	for _, p := range v.Peers {
+		w := want[p.id]
+		if p.Routable != w.routable || p.State != w.state || p.Subnet.String() != w.subnet || !strings.HasPrefix(p.Reason, w.reason) || (w.reason == "") != (p.Reason == "") {
+			t.Errorf("%+v\nwant %+v", p, w)
+		}
+	}
+	for i := range len(v.Peers) - 1 {
+		if v.Peers[i].Name > v.Peers[i+1].Name {
+			t.Error("the peers are not sorted by name")
+		}
+	}
+	s.lives.acked(nodeID{2}, time.Hour)
+	if _, changed := s.look(0); changed {
+		t.Error("a sign of life alone is a change")
+	}
+	s.refuse(refusedKey, "the node at 192.0.2.99: why")
+	if v, changed := s.look(0); !changed || v.Refused[refusedKey] != 1 || !strings.Contains(strings.Join(v.Problems, "\n"), "refused (key): the node at 192.0.2.99: why") {
+		t.Errorf("%v %+v", changed, v)
+	}
+	if v, _ := s.look(s.now() + refusalShown + time.Second); len(v.Problems) != 0 || v.Refused[refusedKey] != 1 {
+		t.Errorf("an old refusal is still a problem: %+v", v)
+	}
+}
+
+// Large networks are looked at often.
+func BenchmarkLook(b *testing.B) {
+	s := quietStore(&testing.T{})
+	for i := range 1000 {
+		r := s.add(i%250, "10.244.0.0/24", time.Hour)
+		delete(s.known, r.id)
+		r.id = nodeID{byte(i), byte(i >> 8), 1}
+		r.name, r.claims[0].block = fmt.Sprint("n", i), netip.PrefixFrom(fromUint(toUint(s.pool.min)+uint64(i)<<6), 26)
+		s.known[r.id] = r
+		s.lives.joined(r.id, 0, 0)
+	}
+	for b.Loop() {
+		s.look(0)
+	}
+}
