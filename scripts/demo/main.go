@@ -17,13 +17,15 @@ import (
 	"github.com/tulle-net/tulle/scripts/lab"
 )
 
-// limit is how long the steps may take in all; the wait for another lab to end is not counted.
+// limit is how long lab and steps may take in all; the wait for another lab to end is not counted.
 const limit = 60 * time.Second
 
 func main() {
 	tulle := flag.String("tulle", "bin/tulle", "the binary to show")
 	bytes := flag.Int64("bytes", 1<<30, "size of the TCP transfer")
 	dir := flag.String("dir", "/run/tulle-demo", "directory of the lab")
+	store := flag.String("store", lab.StoreGossip, "where the nodes learn of each other: gossip or file")
+	routed := flag.Bool("routed", false, "put a router between the nodes")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "demo: unexpected argument %q\n", flag.Arg(0))
@@ -39,7 +41,12 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if !run(ctx, lab.Config{Dir: *dir, Nodes: 3, Pods: 2, Executable: *tulle, Ephemeral: true, Progress: os.Stderr}, *bytes) {
+	c := lab.Config{Dir: *dir, Nodes: 3, Pods: 2, Store: *store, Routed: *routed, Executable: *tulle, Ephemeral: true, Progress: os.Stderr}
+	if err := c.Check(); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(2)
+	}
+	if !run(ctx, c, *bytes) {
 		os.Exit(1)
 	}
 }
@@ -51,10 +58,11 @@ func run(ctx context.Context, c lab.Config, bytes int64) bool {
 		fmt.Printf("✗ lab: %v\n", err)
 		return false
 	}
-	start := time.Now()
-	fmt.Printf("✓ lab: %d nodes with %d pods each, every node with a daemon that knows its peers\n", c.Nodes, c.Pods)
+	start := l.Created()
+	fmt.Printf("✓ lab: %d nodes with %d pods each; %v after the last daemon's start all know all (store: %s)\n", c.Nodes, c.Pods,
+		l.Converged().Round(time.Millisecond), l.Store())
 	d := &demo{lab: l, nodes: l.Nodes(), bytes: bytes}
-	ok := d.steps(ctx)
+	ok := d.steps(ctx, start.Add(limit))
 	if !ok {
 		printLogs(l)
 	}
@@ -68,8 +76,8 @@ func run(ctx context.Context, c lab.Config, bytes int64) bool {
 	return ok
 }
 
-func (d *demo) steps(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the demo takes longer than %v", limit))
+func (d *demo) steps(ctx context.Context, end time.Time) bool {
+	ctx, cancel := context.WithDeadlineCause(ctx, end, fmt.Errorf("the demo takes longer than %v", limit))
 	defer cancel()
 	for _, step := range []struct {
 		name string

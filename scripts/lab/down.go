@@ -55,10 +55,10 @@ func Down(dir string, progress io.Writer) error {
 
 // Down removes the lab.
 func (l *Lab) Down() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.op.Lock()
+	defer l.op.Unlock()
 	if l.lock == nil {
-		return Down(l.rec.Dir, l.progress)
+		return Down(l.dir, l.progress)
 	}
 	defer func() { l.lock.release(); l.lock = nil }()
 	if err := (&teardown{rec: l.rec, progress: l.progress}).run(); err != nil {
@@ -77,6 +77,22 @@ type teardown struct {
 }
 
 func (t *teardown) run() error {
+	if err := t.clear(); err != nil {
+		return err
+	}
+	path := recordPath(t.rec.Dir)
+	if err := errors.Join(os.RemoveAll(path+".tmp"), os.Remove(path)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := removeEmpty(t.rec.MadeDirs); err != nil {
+		return err
+	}
+	fmt.Fprintf(t.progress, "lab in %s removed: %d namespaces\n", t.rec.Dir, len(t.rec.Namespaces))
+	return nil
+}
+
+// clear removes processes, namespaces and paths, and leaves the record as it is.
+func (t *teardown) clear() error {
 	if err := t.endProcesses(); err != nil {
 		return err
 	}
@@ -90,14 +106,6 @@ func (t *teardown) run() error {
 			return err
 		}
 	}
-	path := recordPath(t.rec.Dir)
-	if err := errors.Join(os.RemoveAll(path+".tmp"), os.Remove(path)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := removeEmpty(t.rec.MadeDirs); err != nil {
-		return err
-	}
-	fmt.Fprintf(t.progress, "lab in %s removed: %d namespaces\n", t.rec.Dir, len(t.rec.Namespaces))
 	return nil
 }
 

@@ -5,7 +5,9 @@
 // changes a link, a route or a sysctl of the host's own namespace, never ends a process outside its namespaces, and runs no
 // external program but the daemon. Interfaces: rtnetlink(7), network_namespaces(7), veth(4), ethtool ioctls.
 //
-// Node i is 192.168.77.i on the underlay and holds 10.244.i.0/24; its pod j is 10.244.i.(j+1).
+// Node i is 192.168.77.i on the underlay; in a routed lab the even ones are 192.168.78.i, behind a router with .254 on
+// both sides. Its pod j has the address j+1 of its subnet. With the gossip store a daemon claims its subnet, and kernel
+// node i holds 10.244.(255-i).0/24, or the next below that no daemon has; with the file store node i holds 10.244.i.0/24.
 package lab
 
 import (
@@ -13,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -25,6 +26,8 @@ const (
 	DefaultDir = "/run/tulle-lab"
 	// DefaultMTU is the underlay's, in bytes.
 	DefaultMTU = 1500
+	// RouterNamespace joins the segments of a routed lab.
+	RouterNamespace = "tulle-router"
 
 	network  = "10.244.0.0/16"
 	maxNodes = 250
@@ -37,28 +40,21 @@ const (
 // ErrNotRoot is returned by Up and Down when the process may not make or remove namespaces.
 var ErrNotRoot = errors.New("needs root (namespaces and links): run it with sudo")
 
-// Config says what Up builds. Its zero value is not valid: Nodes must be set, and Executable unless all nodes are kernel
-// nodes.
-type Config struct {
-	Dir        string       // DefaultDir if empty; at most 80 bytes
-	Nodes      int          // 1 to 250
-	Pods       int          // on each node, 0 to 250
-	Kernel     map[int]bool // numbers, from 1, of the nodes that are kernel VXLAN devices
-	MTU        int          // of the underlay, bytes; DefaultMTU if 0. Pods have 50 less
-	Executable string       // the tulle binary
-	NodeArgs   []string     // appended to the daemons' command line
-	Env        []string     // added to the daemons' environment, KEY=VALUE
-	Ephemeral  bool         // the lab belongs to this process: the next Up removes it when the process is gone
-	Progress   io.Writer    // lines for people; nil for none
-}
-
-// Lab is a lab that is up. Its methods may be called from several goroutines.
+// Lab is a lab that is up. Its methods may be called from several goroutines; what changes the lab takes turns, what
+// reads it waits for nobody.
 type Lab struct {
+	dir      string
 	progress io.Writer
-	mu       sync.Mutex // guards all below
-	rec      *record
-	lock     *machineLock          // held iff the lab is Ephemeral and this process made it
-	exits    map[int]chan struct{} // by node number; closed when a daemon started by this process has been reaped
+	config   Config // what the record does not hold: functions and maps. Zero iff from Open
+
+	op    sync.Mutex            // held by what changes the lab, for as long as that takes
+	lock  *machineLock          // held iff the lab is Ephemeral and this process made it; guarded by op
+	exits map[int]chan struct{} // by node number; closed when a daemon started by this process is reaped; guarded by op
+
+	mu        sync.Mutex // guards what is below. Writers hold op too, so its holder reads without mu
+	rec       *record
+	started   time.Time     // of the last daemon; zero once all knew all
+	converged time.Duration // from then until all nodes knew all others
 }
 
 // Node is a machine of the lab at the moment of the call.
@@ -67,8 +63,8 @@ type Node struct {
 	Name      string // n1
 	Namespace string // tulle-n1
 	PublicIP  netip.Addr
-	Subnet    netip.Prefix
-	VTEP      netip.Addr // the subnet's .0 address: the source of the node's own traffic to pods of other nodes
+	Subnet    netip.Prefix // zero until the daemon has claimed one; VTEP and Pods likewise
+	VTEP      netip.Addr   // the subnet's .0 address: the source of the node's own traffic to pods of other nodes
 	VtepMAC   string
 	RunDir    string // empty for a kernel node, as LogFile and Args
 	LogFile   string
@@ -98,36 +94,87 @@ func Open(dir string) (*Lab, error) {
 	if rec == nil {
 		return nil, fmt.Errorf("no lab in %s: make one with: tulle lab up", dir)
 	}
-	return &Lab{rec: rec, progress: io.Discard, exits: map[int]chan struct{}{}}, nil
+	return &Lab{dir: dir, rec: rec, progress: io.Discard, exits: map[int]chan struct{}{}}, nil
 }
 
 // Dir is the lab's directory.
-func (l *Lab) Dir() string { return l.rec.Dir }
+func (l *Lab) Dir() string { return l.dir }
 
 // Created is when the lab was made.
-func (l *Lab) Created() time.Time { return l.rec.Created }
+func (l *Lab) Created() time.Time { return l.record().Created }
 
 // MTU is the underlay's, in bytes.
-func (l *Lab) MTU() int { return l.rec.MTU }
+func (l *Lab) MTU() int { return l.record().MTU }
 
-// Nodes lists the nodes in the order of their numbers, which begin at 1.
+// Store is StoreGossip or StoreFile.
+func (l *Lab) Store() string { return l.record().Store }
+
+// Router lists the addresses of the router of a routed lab, nothing for any other.
+func (l *Lab) Router() []netip.Addr {
+	if !l.record().Routed {
+		return nil
+	}
+	return []netip.Addr{segments[0].router(), segments[1].router()}
+}
+
+// Converged is how long it took from the last start of a daemon until every node was seen to know all others, some 50 ms
+// of polling per four nodes included; 0 if this process started none.
+func (l *Lab) Converged() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.converged
+}
+
+// Nodes lists the nodes in the order of their numbers, which begin at 1 and have gaps where nodes were removed.
 func (l *Lab) Nodes() []Node {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	nodes := make([]Node, 0, len(l.rec.Nodes))
 	for _, n := range l.rec.Nodes {
-		v := Node{Number: n.Number, Name: n.name(), Namespace: n.namespace(), PublicIP: n.publicIP(), Subnet: n.subnet(),
-			VTEP: n.vtepIP(), VtepMAC: n.VtepMAC, Kernel: n.Kernel, PID: n.Daemon.PID, Alive: n.Daemon.alive(),
-			Args: slices.Clone(n.Args)}
-		if !n.Kernel {
-			v.RunDir, v.LogFile = n.runDir(l.rec.Dir), n.logFile(l.rec.Dir)
-		}
-		for j := 1; j <= l.rec.Pods; j++ {
-			v.Pods = append(v.Pods, Pod{Namespace: n.pod(j), Addr: n.podIP(j)})
-		}
-		nodes = append(nodes, v)
+		nodes = append(nodes, l.rec.view(n))
 	}
 	return nodes
+}
+
+// Node is the node of that number.
+func (l *Lab) Node(number int) (Node, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, err := l.rec.find(number)
+	if err != nil {
+		return Node{}, err
+	}
+	return l.rec.view(n), nil
+}
+
+func (r *record) view(n *node) Node {
+	v := Node{Number: n.Number, Name: n.name(), Namespace: n.namespace(), PublicIP: n.PublicIP, Subnet: n.Subnet,
+		VTEP: n.vtepIP(), VtepMAC: n.VtepMAC, Kernel: n.Kernel, PID: n.Daemon.PID, Alive: n.Daemon.alive(),
+		Args: slices.Clone(n.Args)}
+	if !n.Kernel {
+		v.RunDir, v.LogFile = n.runDir(r.Dir), n.logFile(r.Dir)
+	}
+	if n.Wired {
+		for j := 1; j <= r.Pods; j++ {
+			v.Pods = append(v.Pods, Pod{Namespace: n.pod(j), Addr: n.podIP(j)})
+		}
+	}
+	return v
+}
+
+// record is the record of this moment. What is not a node's never changes in it.
+func (l *Lab) record() *record {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rec
+}
+
+// edit changes the record and saves it. The caller holds op.
+func (l *Lab) edit(f func()) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f()
+	return l.rec.save()
 }
 
 func cleanDir(dir string) (string, error) {
@@ -135,69 +182,4 @@ func cleanDir(dir string) (string, error) {
 		dir = DefaultDir
 	}
 	return filepath.Abs(dir)
-}
-
-// Check says what is wrong with the numbers in c. Up does it first.
-func (c Config) Check() error {
-	if c.Nodes < 1 || c.Nodes > maxNodes {
-		return fmt.Errorf("%d nodes: must be 1 to %d", c.Nodes, maxNodes)
-	}
-	if c.Pods < 0 || c.Pods > maxPods {
-		return fmt.Errorf("%d pods: must be 0 to %d", c.Pods, maxPods)
-	}
-	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
-		return fmt.Errorf("MTU %d: must be %d to %d", c.MTU, minMTU, maxMTU)
-	}
-	for number := range c.Kernel {
-		if number < 1 || number > c.Nodes {
-			return fmt.Errorf("kernel node %d: no such node (have: 1 to %d)", number, c.Nodes)
-		}
-	}
-	return nil
-}
-
-func (c *Config) normalize() (err error) {
-	if err := c.Check(); err != nil {
-		return err
-	}
-	if c.Dir, err = cleanDir(c.Dir); err != nil {
-		return err
-	}
-	if len(c.Dir) > maxDir {
-		return fmt.Errorf("directory %s: longer than %d bytes, too long for the path of a socket", c.Dir, maxDir)
-	}
-	if c.MTU == 0 {
-		c.MTU = DefaultMTU
-	}
-	if c.Progress == nil {
-		c.Progress = io.Discard
-	}
-	return c.resolveExecutable()
-}
-
-func (c *Config) resolveExecutable() (err error) {
-	if c.allKernel() {
-		return nil
-	}
-	if c.Executable == "" {
-		return errors.New("no executable given for the daemons")
-	}
-	if c.Executable, err = filepath.Abs(c.Executable); err != nil {
-		return err
-	}
-	if st, err := os.Stat(c.Executable); err != nil {
-		return fmt.Errorf("executable of the daemons: %w", err)
-	} else if st.IsDir() || st.Mode()&0o111 == 0 {
-		return fmt.Errorf("executable of the daemons: %s is not executable", c.Executable)
-	}
-	return nil
-}
-
-func (c *Config) allKernel() bool {
-	for i := 1; i <= c.Nodes; i++ {
-		if !c.Kernel[i] {
-			return false
-		}
-	}
-	return true
 }

@@ -14,9 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // role starts this test binary in another role.
@@ -56,7 +53,7 @@ func labDir(t *testing.T) string { return filepath.Join(t.TempDir(), "lab") }
 
 func TestDownRemovesAll(t *testing.T) {
 	dir := labDir(t)
-	c := fakeConfig(dir)
+	c := fakeConfig(dir, StoreGossip)
 	c.Ephemeral = true
 	l, err := Up(testContext(t), c)
 	if err != nil {
@@ -100,7 +97,7 @@ func TestKilledDuringUp(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	for i := range 16 {
 		dir := labDir(t)
-		cmd := role(t, "up", dir, []string{"ephemeral", "lasting"}[i%2])
+		cmd := role(t, "up", dir, []string{"ephemeral", "lasting"}[i%2], []string{StoreGossip, StoreFile}[i/2%2])
 		stdin, err := cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -128,7 +125,7 @@ func TestKilledDuringDown(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	for range 6 {
 		dir := labDir(t)
-		if out, err := role(t, "up", dir, "lasting").CombinedOutput(); err != nil {
+		if out, err := role(t, "up", dir, "lasting", StoreGossip).CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		cmd := role(t, "down", dir)
@@ -151,7 +148,7 @@ func TestKilledDuringDown(t *testing.T) {
 // The next Up, in any directory, clears an ephemeral lab whose owner was killed; a lasting one it refuses to touch.
 func TestUpAfterKilledOwner(t *testing.T) {
 	dir := labDir(t)
-	cmd := role(t, "up", dir, "ephemeral")
+	cmd := role(t, "up", dir, "ephemeral", StoreGossip)
 	stdin, _ := cmd.StdinPipe()
 	stdout, _ := cmd.StdoutPipe()
 	if err := cmd.Start(); err != nil {
@@ -171,7 +168,7 @@ func TestUpAfterKilledOwner(t *testing.T) {
 
 func TestUpRefusesLastingLab(t *testing.T) {
 	dir := labDir(t)
-	if out, err := role(t, "up", dir, "lasting").CombinedOutput(); err != nil {
+	if out, err := role(t, "up", dir, "lasting", StoreGossip).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, d := range []string{dir, labDir(t)} {
@@ -260,7 +257,7 @@ func TestUpFails(t *testing.T) {
 		if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "crash"), nil, 0o644)); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Up(testContext(t), fakeConfig(dir))
+		_, err := Up(testContext(t), fakeConfig(dir, StoreGossip))
 		if err == nil || !strings.Contains(err.Error(), "node n1: daemon ended") || !strings.Contains(err.Error(), "crash was asked for") {
 			t.Errorf("got %v", err)
 		}
@@ -274,6 +271,7 @@ func TestUpFails(t *testing.T) {
 		nothingLeft(t, dir)
 	})
 	for _, c := range []Config{{}, {Nodes: 251}, {Nodes: 1, Pods: -1}, {Nodes: 1, MTU: 100}, {Nodes: 1, Kernel: kernelNodes(2)},
+		{Nodes: 1, Kernel: kernelNodes(1), Store: "kube"},
 		{Nodes: 1}, {Nodes: 1, Executable: "/nonexistent"}, {Nodes: 1, Executable: "/etc/passwd"},
 		{Nodes: 1, Kernel: kernelNodes(1), Dir: "/" + strings.Repeat("d", maxDir)}} {
 		if _, err := Up(testContext(t), c); err == nil {
@@ -287,7 +285,7 @@ func TestUpCancelled(t *testing.T) {
 	for _, at := range []string{"", "links are up", "node n1"} {
 		dir := labDir(t)
 		ctx, cancel := context.WithCancel(context.Background())
-		c := fakeConfig(dir)
+		c := fakeConfig(dir, StoreGossip)
 		c.Progress = trigger{at, cancel}
 		if at == "" {
 			cancel()
@@ -312,63 +310,4 @@ func (w trigger) Write(b []byte) (int, error) {
 		w.f()
 	}
 	return len(b), nil
-}
-
-func fdbOf(t *testing.T, namespace string) (s string) {
-	t.Helper()
-	err := In(namespace, func() error {
-		link, err := netlink.LinkByName(vxlanName)
-		if err != nil {
-			return err
-		}
-		entries, err := netlink.NeighList(link.Attrs().Index, unix.AF_BRIDGE)
-		for _, e := range entries {
-			s += e.HardwareAddr.String() + " " + e.IP.String() + ", "
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-func TestStopStartNode(t *testing.T) {
-	dir := labDir(t)
-	l := up(t, fakeConfig(dir))
-	ctx := testContext(t)
-	before := l.Nodes()[0]
-	if err := l.StartNode(ctx, 1); err == nil || !strings.Contains(err.Error(), "runs already") {
-		t.Errorf("start of a running daemon: %v", err)
-	}
-	if err := l.StopNode(ctx, 1, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	if n := l.Nodes()[0]; n.Alive || n.PID != 0 {
-		t.Errorf("stopped, but %+v", n)
-	}
-	if err := l.StartNode(ctx, 1); err != nil {
-		t.Fatal(err)
-	}
-	after := l.Nodes()[0]
-	if !after.Alive || after.PID == before.PID || after.VtepMAC == before.VtepMAC {
-		t.Errorf("before %+v, after %+v", before, after)
-	}
-	// Everybody learns the new MAC: the daemons from the file, the kernel node from the lab.
-	peers, _ := os.ReadFile(filepath.Join(dir, "peers.json"))
-	if !bytes.Contains(peers, []byte(after.VtepMAC)) || bytes.Contains(peers, []byte(before.VtepMAC)) {
-		t.Errorf("peers.json: %s", peers)
-	}
-	if fdb := fdbOf(t, "tulle-n3"); !strings.Contains(fdb, after.VtepMAC) || strings.Contains(fdb, before.VtepMAC) {
-		t.Errorf("FDB of the kernel node: %s, want %s and not %s", fdb, after.VtepMAC, before.VtepMAC)
-	}
-	again, err := Open(dir)
-	if err != nil || again.Nodes()[0].PID != after.PID {
-		t.Errorf("the record has %+v, %v", again.Nodes()[0], err)
-	}
-	for _, err := range []error{l.StopNode(ctx, 3, syscall.SIGTERM), l.StartNode(ctx, 4), l.SignalNode(0, syscall.SIGSTOP)} {
-		if err == nil {
-			t.Error("no error for a kernel node or one that does not exist")
-		}
-	}
 }

@@ -14,15 +14,11 @@ import (
 
 const (
 	underlayNamespace = "tulle-underlay"
-	bridgeName        = "tulle-br"
 	vxlanOverhead     = 50
 )
 
 // gateway is the next hop of every pod. No interface holds it: the pod has a permanent neighbour entry for it.
 var gateway = netip.MustParseAddr("169.254.1.1")
-
-// underlayPort is the bridge's side of a node's eth0.
-func underlayPort(number int) string { return fmt.Sprintf("tulle-u%d", number) }
 
 // podPort is the node's side of a pod's eth0.
 func podPort(pod int) string { return fmt.Sprintf("tulle-p%d", pod) }
@@ -61,65 +57,17 @@ func linkUp(name string) error {
 	return nil
 }
 
-func setUpUnderlay() error {
-	return In(underlayNamespace, func() error {
-		if err := prepare(); err != nil {
-			return err
-		}
-		// With br_netfilter loaded, bridged packets would pass IP hooks that reassemble fragments.
-		if err := sysctl("bridge/bridge-nf-call-iptables", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = bridgeName
-		snooping := false
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}); err != nil {
-			return fmt.Errorf("add bridge %s: %w", bridgeName, err)
-		}
-		return linkUp(bridgeName)
-	})
-}
-
-func setUpNode(n node, mtu int) error {
-	err := In(n.namespace(), func() error {
-		if err := prepare(); err != nil {
-			return err
-		}
-		if err := sysctl("ipv4/ip_forward", "1"); err != nil {
-			return err
-		}
-		if err := addVeth("eth0", underlayNamespace, underlayPort(n.Number), mtu); err != nil {
-			return err
-		}
-		_, err := setUpLink("eth0", netip.PrefixFrom(n.publicIP(), 24))
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("node %s: %w", n.name(), err)
-	}
-	return In(underlayNamespace, func() error { return joinBridge(underlayPort(n.Number)) })
-}
-
-func joinBridge(name string) error {
-	bridge, err := netlink.LinkByName(bridgeName)
-	if err != nil {
-		return fmt.Errorf("find bridge %s: %w", bridgeName, err)
-	}
-	port, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	if err := netlink.LinkSetMaster(port, bridge); err != nil {
-		return fmt.Errorf("add %s to bridge: %w", name, err)
-	}
-	return linkUp(name)
-}
-
-// setUpPod joins pod j to its node. Both sides know each other's MAC for good, so no ARP runs between them.
-func setUpPod(n node, j, underlayMTU int) error {
+// setUpPod joins pod j to its node, anew if that was begun before. Both sides know each other's MAC for good, so no ARP runs
+// between them.
+func setUpPod(n *node, j, underlayMTU int) error {
 	address := netip.PrefixFrom(n.podIP(j), 32)
 	var inside, outside netlink.Link
-	add := func() error { return addVeth(podPort(j), n.pod(j), "eth0", underlayMTU-vxlanOverhead) }
+	add := func() error {
+		if err := removeLink(podPort(j)); err != nil {
+			return err
+		}
+		return addVeth(podPort(j), n.pod(j), "eth0", underlayMTU-vxlanOverhead)
+	}
 	pod := func() (err error) {
 		if err = prepare(); err == nil {
 			inside, err = setUpLink("eth0", address)
@@ -148,6 +96,21 @@ func setUpPod(n node, j, underlayMTU int) error {
 		if err := In(step.namespace, step.run); err != nil {
 			return fmt.Errorf("pod %s: %w", n.pod(j), err)
 		}
+	}
+	return nil
+}
+
+// removeLink is no error if there is none.
+func removeLink(name string) error {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("delete link %s: %w", name, err)
 	}
 	return nil
 }

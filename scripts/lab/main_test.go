@@ -6,14 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +37,8 @@ func TestMain(m *testing.M) {
 		os.Exit(upRole())
 	case "down":
 		os.Exit(downRole())
+	case "churn":
+		os.Exit(churnRole())
 	case "main thread":
 		os.Exit(mainThreadRole())
 	case "daemon":
@@ -81,7 +80,7 @@ func roleArgs() []string { return strings.Split(os.Getenv(roleVariable), ",")[1:
 // upRole makes a lab in the directory given, says so on stdout, and waits to be killed.
 func upRole() int {
 	args := roleArgs()
-	c := fakeConfig(args[0])
+	c := fakeConfig(args[0], args[2])
 	c.Ephemeral = args[1] == "ephemeral"
 	if _, err := Up(context.Background(), c); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -119,59 +118,21 @@ func mainThreadRole() int {
 	return 0
 }
 
-// fakeConfig is a lab whose daemons are this test binary: they answer status and carry nothing. It tests how processes
-// are handled and nothing else.
-func fakeConfig(dir string) Config {
-	self, err := os.Executable()
-	if err != nil {
-		panic(err)
-	}
-	return Config{Dir: dir, Nodes: 3, Pods: 2, Kernel: map[int]bool{3: true}, Executable: self,
-		Env: []string{roleVariable + "=daemon", "GORACE=atexit_sleep_ms=0"}, Progress: os.Stderr}
-}
-
-// daemonRole is `tulle node` and `tulle status` as far as the lab knows them. The file "crash" in the lab's directory
-// makes the daemon end at its start, "stubborn" makes it ignore SIGTERM.
-func daemonRole() int {
-	flags := map[string]string{}
-	for i := 2; i+1 < len(os.Args); i += 2 {
-		flags[os.Args[i]] = os.Args[i+1]
-	}
-	runDir := flags["--run-dir"]
-	labDir := filepath.Dir(filepath.Dir(runDir))
-	alive := filepath.Join(runDir, "alive")
-	has := func(name string) bool { _, err := os.Stat(filepath.Join(labDir, name)); return err == nil }
-	switch os.Args[1] {
-	case "status":
-		return fakeStatus(alive, filepath.Join(labDir, "peers.json"))
-	case "node":
-		if has("crash") {
-			fmt.Fprintln(os.Stderr, "fake daemon: crash was asked for")
-			return 1
+// churnRole removes node 2 of the lab in the directory given, then adds and removes nodes without end.
+func churnRole() int {
+	for number := 2; ; {
+		l, err := Open(roleArgs()[0])
+		if err == nil {
+			err = l.RemoveNode(context.Background(), number, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[number%2])
 		}
-		if has("stubborn") {
-			signal.Ignore(syscall.SIGTERM)
+		var n Node
+		if err == nil {
+			n, err = l.AddNode(context.Background())
+			number = n.Number
 		}
-		if err := os.WriteFile(alive, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		time.Sleep(10 * time.Minute)
 	}
-	return 2
-}
-
-func fakeStatus(alive, peers string) int {
-	pid, err := os.ReadFile(alive)
-	if err != nil {
-		return 3
-	}
-	n, _ := strconv.Atoi(string(pid))
-	if _, err := identify(n); errors.Is(err, os.ErrNotExist) {
-		return 3
-	}
-	b, _ := os.ReadFile(peers)
-	known := strings.TrimSuffix(strings.Repeat("{},", max(0, strings.Count(string(b), `"name"`)-1)), ",")
-	fmt.Printf(`{"node":{"vtepMAC":"02:00:00:00:%02x:%02x"},"peers":[%s]}`, n>>8&0xff, n&0xff, known)
-	return 0
 }

@@ -37,13 +37,19 @@ var gro = []string{"rx-gro", "rx-gro-list", "rx-udp-gro-forwarding"}
 // SetOffloads turns checksum and segmentation offloads of every underlay veth, both ends, on (as a fresh lab has them) or
 // off, so that every packet crosses the underlay as on a wire: at most MTU long, checksums finished.
 func (l *Lab) SetOffloads(on bool) error {
+	type end struct{ namespace, link string }
+	var ends []end
 	for _, n := range l.Nodes() {
-		if err := In(n.Namespace, func() error { return setOffloads("eth0", on) }); err != nil {
-			return fmt.Errorf("node %s: %w", n.Name, err)
+		ends = append(ends, end{n.Namespace, "eth0"}, end{underlayNamespace, underlayPort(n.Number)})
+	}
+	if l.record().Routed {
+		for _, s := range segments {
+			ends = append(ends, end{RouterNamespace, s.routerLink()}, end{underlayNamespace, s.routerPort()})
 		}
-		port := underlayPort(n.Number)
-		if err := In(underlayNamespace, func() error { return setOffloads(port, on) }); err != nil {
-			return fmt.Errorf("underlay: %w", err)
+	}
+	for _, e := range ends {
+		if err := In(e.namespace, func() error { return setOffloads(e.link, on) }); err != nil {
+			return fmt.Errorf("%s: %w", e.namespace, err)
 		}
 	}
 	return nil

@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +11,7 @@ import (
 
 func netConfPath(dir string) string { return filepath.Join(dir, "net-conf.json") }
 func peersPath(dir string) string   { return filepath.Join(dir, "peers.json") }
+func keyPath(dir string) string     { return filepath.Join(dir, "key") }
 
 // peer is an entry of the daemons' --peers file: flannel's lease fields and the subnet.
 type peer struct {
@@ -24,47 +27,39 @@ type backendData struct {
 	VtepMAC string
 }
 
-// writeNetConf writes the daemons' configuration and an empty list of peers: MACs are known only once the daemons run.
-func (l *Lab) writeNetConf() error {
+// writeFiles writes what the daemons share: the configuration, and the key unless they have no use for one.
+func (l *Lab) writeFiles(ctx context.Context) error {
 	conf := fmt.Sprintf("{\"Network\":%q,\"Backend\":{\"Type\":\"vxlan\",\"VNI\":%d,\"Port\":%d}}\n", network, vxlanVNI, vxlanPort)
-	if err := os.WriteFile(netConfPath(l.rec.Dir), []byte(conf), 0o644); err != nil {
+	if err := os.WriteFile(netConfPath(l.dir), []byte(conf), 0o644); err != nil {
 		return err
 	}
-	return writeJSON(peersPath(l.rec.Dir), []peer{})
+	if l.rec.Store != StoreGossip || l.rec.Executable == "" {
+		return nil
+	}
+	key, err := l.rec.run(ctx, underlayNamespace, "keygen")
+	if err != nil {
+		return fmt.Errorf("make a key: %w", err)
+	}
+	return os.WriteFile(keyPath(l.dir), key, 0o600)
 }
 
-// learnMACs waits for every daemon that runs and reads its VTEP's MAC.
-func (l *Lab) learnMACs(ctx context.Context) error {
-	for i := range l.rec.Nodes {
-		n := &l.rec.Nodes[i]
-		if n.Kernel || n.Daemon.PID == 0 {
-			continue
+// publishPeers tells of all nodes whom nobody else tells: the kernel nodes of everyone, and the daemons, through their
+// peers file, of the kernel nodes or, in a lab on files, of everyone.
+func (l *Lab) publishPeers() error {
+	peers := []peer{}
+	for _, n := range l.rec.Nodes {
+		if n.known() && (n.Kernel || l.rec.Store == StoreFile) {
+			peers = append(peers, peer{Name: n.name(), PublicIP: n.PublicIP.String(), Subnet: n.Subnet.String(),
+				BackendType: "vxlan", BackendData: backendData{VNI: vxlanVNI, VtepMAC: n.VtepMAC}})
 		}
-		err := l.await(ctx, n, "an answer to status", func(s status) bool {
-			if s.Node.VtepMAC != "" {
-				n.VtepMAC = s.Node.VtepMAC
-			}
-			return s.Node.VtepMAC != ""
-		})
-		if err != nil {
+	}
+	if l.rec.StaticPeers {
+		if err := writeChanged(peersPath(l.dir), peers); err != nil {
 			return err
 		}
 	}
-	return l.rec.save()
-}
-
-// publishPeers tells all nodes of all nodes.
-func (l *Lab) publishPeers() error {
-	peers := make([]peer, 0, len(l.rec.Nodes))
 	for _, n := range l.rec.Nodes {
-		peers = append(peers, peer{Name: n.name(), PublicIP: n.publicIP().String(), Subnet: n.subnet().String(),
-			BackendType: "vxlan", BackendData: backendData{VNI: vxlanVNI, VtepMAC: n.VtepMAC}})
-	}
-	if err := writeJSON(peersPath(l.rec.Dir), peers); err != nil {
-		return err
-	}
-	for _, n := range l.rec.Nodes {
-		if n.Kernel {
+		if n.Kernel && n.known() {
 			if err := programKernelNode(n, l.rec.Nodes); err != nil {
 				return err
 			}
@@ -73,18 +68,14 @@ func (l *Lab) publishPeers() error {
 	return nil
 }
 
-// awaitPeers waits until every daemon that runs knows all other nodes.
-func (l *Lab) awaitPeers(ctx context.Context) error {
-	want := len(l.rec.Nodes) - 1
-	for i := range l.rec.Nodes {
-		n := &l.rec.Nodes[i]
-		if n.Kernel || n.Daemon.PID == 0 {
-			continue
-		}
-		if err := l.await(ctx, n, fmt.Sprintf("%d peers", want), func(s status) bool { return len(s.Peers) == want }); err != nil {
-			return err
-		}
-		fmt.Fprintf(l.progress, "node %s: daemon is up with %d peers (process %d)\n", n.name(), want, n.Daemon.PID)
+// writeChanged leaves a file alone that has the content already: a new one is news to the daemons.
+func writeChanged(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	return nil
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(bytes.TrimSpace(old), b) {
+		return nil
+	}
+	return writeJSON(path, v)
 }

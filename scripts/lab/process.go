@@ -33,6 +33,12 @@ func (p process) alive() bool {
 	return err == nil && start == p.Start && state != 'Z' && state != 'X'
 }
 
+// running is alive and not stopped by a signal.
+func (p process) running() bool {
+	state, _, err := readStat(p.PID)
+	return err == nil && state != 'T' && p.alive()
+}
+
 // signal sends s to exactly this process: the handle taken by FindProcess is a pidfd, and the identity is checked after.
 func (p process) signal(s os.Signal) error {
 	h, err := os.FindProcess(p.PID)

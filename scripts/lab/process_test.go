@@ -50,7 +50,7 @@ func TestTerminate(t *testing.T) {
 }
 
 func TestIn(t *testing.T) {
-	up(t, Config{Nodes: 1, Pods: 1, Kernel: kernelNodes(1)})
+	l := up(t, Config{Nodes: 1, Pods: 1, Kernel: kernelNodes(1)})
 	own, err := inode()
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +66,8 @@ func TestIn(t *testing.T) {
 		}
 	}
 	var ln net.Listener
-	if err := In("tulle-n1-p1", func() (err error) { ln, err = net.Listen("tcp", "10.244.1.2:80"); return err }); err != nil {
+	address := net.JoinHostPort(l.Nodes()[0].Pods[0].Addr.String(), "80")
+	if err := In("tulle-n1-p1", func() (err error) { ln, err = net.Listen("tcp", address); return err }); err != nil {
 		t.Fatal(err)
 	}
 	ln.Close()

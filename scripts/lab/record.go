@@ -7,10 +7,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
-const schemaVersion = 1
+const schemaVersion = 2
 
 // record is what DIR/lab.json holds: everything that Down has to remove. It is saved before each thing it names is made.
 // Processes need no entry to be found: all of them are born inside a recorded namespace.
@@ -24,11 +25,17 @@ type record struct {
 	Paths         []string    `json:"paths"`    // files and trees, removed whole
 	MTU           int         `json:"mtu"`
 	Pods          int         `json:"pods"`
+	Store         string      `json:"store"`
+	StaticPeers   bool        `json:"staticPeers"` // the daemons read the peers file
+	Routed        bool        `json:"routed"`
 	Executable    string      `json:"executable"`
 	NodeArgs      []string    `json:"nodeArgs"`
 	Env           []string    `json:"env"`
 	Namespaces    []namespace `json:"namespaces"`
-	Nodes         []node      `json:"nodes"`
+	Nodes         []*node     `json:"nodes"`      // by number
+	LastNumber    int         `json:"lastNumber"` // of a node, removed ones included: none is used twice
+	// OldSubnets are those of removed nodes: the daemons may hold them back for these still.
+	OldSubnets []netip.Prefix `json:"oldSubnets"`
 }
 
 type namespace struct {
@@ -36,25 +43,39 @@ type namespace struct {
 	Inode uint64 `json:"inode"`
 }
 
-// node is one machine of the lab. Daemon is valid iff its PID is not 0.
+// node is one machine of the lab. Daemon is valid iff its PID is not 0, Seed iff it is not 0.
 type node struct {
-	Number  int      `json:"number"`
-	Kernel  bool     `json:"kernel"`
-	VtepMAC string   `json:"vtepMAC"`
-	Daemon  process  `json:"daemon"`
-	Args    []string `json:"args"` // the daemon's command line
+	Number   int          `json:"number"`
+	Kernel   bool         `json:"kernel"`
+	MayFail  bool         `json:"mayFail"` // nobody waits for it
+	Leaving  bool         `json:"leaving"` // some of it may be gone
+	PublicIP netip.Addr   `json:"publicIP"`
+	Subnet   netip.Prefix `json:"subnet"` // zero until the daemon has claimed one
+	VtepMAC  string       `json:"vtepMAC"`
+	Wired    bool         `json:"wired"` // its pods are linked to it
+	Seed     int          `json:"seed"`  // number of the node that its daemon joins
+	Daemon   process      `json:"daemon"`
+	MoreArgs []string     `json:"moreArgs"` // after the record's NodeArgs
+	Args     []string     `json:"args"`     // the daemon's command line
 }
 
-func (n node) name() string          { return fmt.Sprintf("n%d", n.Number) }
-func (n node) namespace() string     { return fmt.Sprintf("tulle-n%d", n.Number) }
-func (n node) pod(j int) string      { return fmt.Sprintf("tulle-n%d-p%d", n.Number, j) }
-func (n node) publicIP() netip.Addr  { return netip.AddrFrom4([4]byte{192, 168, 77, byte(n.Number)}) }
-func (n node) vtepIP() netip.Addr    { return netip.AddrFrom4([4]byte{10, 244, byte(n.Number), 0}) }
-func (n node) subnet() netip.Prefix  { return netip.PrefixFrom(n.vtepIP(), 24) }
-func (n node) dir(lab string) string { return filepath.Join(lab, n.name()) }
-func (n node) podIP(j int) netip.Addr {
-	return netip.AddrFrom4([4]byte{10, 244, byte(n.Number), byte(j + 1)})
+func (n *node) name() string          { return fmt.Sprintf("n%d", n.Number) }
+func (n *node) namespace() string     { return fmt.Sprintf("tulle-n%d", n.Number) }
+func (n *node) pod(j int) string      { return fmt.Sprintf("tulle-n%d-p%d", n.Number, j) }
+func (n *node) vtepIP() netip.Addr    { return n.Subnet.Addr() }
+func (n *node) dir(lab string) string { return filepath.Join(lab, n.name()) }
+
+// podIP is valid iff Subnet is.
+func (n *node) podIP(j int) netip.Addr {
+	a := n.Subnet.Addr()
+	for range j + 1 {
+		a = a.Next()
+	}
+	return a
 }
+
+// known says that the other nodes can be told of n, or are expected to tell.
+func (n *node) known() bool { return n.Subnet.IsValid() && n.VtepMAC != "" && !n.MayFail && !n.Leaving }
 
 func recordPath(dir string) string { return filepath.Join(dir, "lab.json") }
 
@@ -74,16 +95,123 @@ func loadRecord(dir string) (*record, error) {
 	return r, nil
 }
 
+func newRecord(c Config) *record {
+	r := &record{SchemaVersion: schemaVersion, Dir: c.Dir, Created: time.Now().UTC(), Ephemeral: c.Ephemeral, MTU: c.MTU,
+		Pods: c.Pods, Store: c.Store, StaticPeers: c.Store == StoreFile || c.anyKernel(), Routed: c.Routed,
+		Executable: c.Executable, NodeArgs: c.NodeArgs, Env: c.Env}
+	r.Namespaces = append(r.Namespaces, namespace{Name: underlayNamespace})
+	if r.Routed {
+		r.Namespaces = append(r.Namespaces, namespace{Name: RouterNamespace})
+	}
+	r.Paths = []string{netConfPath(c.Dir), peersPath(c.Dir), keyPath(c.Dir)}
+	for i := 1; i <= c.Nodes; i++ {
+		r.add(r.newNode(i, c.Kernel[i], c))
+	}
+	return r
+}
+
+// newNode is node i of a lab. A kernel node has its subnet from the start, and every node has in a lab on files.
+func (r *record) newNode(i int, kernel bool, c Config) *node {
+	n := &node{Number: i, Kernel: kernel, PublicIP: segmentOf(i, r.Routed).addr(i)}
+	switch {
+	case r.Store == StoreFile:
+		n.Subnet = subnetAt(i)
+	case kernel:
+		n.Subnet = r.freeSubnet(255 - i)
+	}
+	if !kernel {
+		n.MayFail, n.MoreArgs = c.MayFail[i], c.argsFor(i)
+	}
+	return n
+}
+
+func subnetAt(third int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(third), 0}), 24)
+}
+
+// freeSubnet is the first at or below the given one that no node has or had: a lab has at most 250 in its life.
+func (r *record) freeSubnet(third int) netip.Prefix {
+	taken := slices.Clone(r.OldSubnets)
+	for _, n := range r.Nodes {
+		taken = append(taken, n.Subnet)
+	}
+	for slices.Contains(taken, subnetAt(third)) {
+		third--
+	}
+	return subnetAt(third)
+}
+
+// add names all that will be made for n.
+func (r *record) add(n *node) {
+	r.Nodes = append(r.Nodes, n)
+	r.LastNumber = n.Number
+	for _, name := range r.namespacesOf(n) {
+		r.Namespaces = append(r.Namespaces, namespace{Name: name})
+	}
+	if !n.Kernel {
+		r.Paths = append(r.Paths, n.dir(r.Dir))
+	}
+}
+
+// namespacesOf lists the names of n's own namespace and of its pods'.
+func (r *record) namespacesOf(n *node) []string {
+	names := []string{n.namespace()}
+	for j := 1; j <= r.Pods; j++ {
+		names = append(names, n.pod(j))
+	}
+	return names
+}
+
+// only is the part of r that is about n.
+func (r *record) only(n *node) *record {
+	own := &record{Dir: r.Dir, Nodes: []*node{n}}
+	names := r.namespacesOf(n)
+	for _, ns := range r.Namespaces {
+		if slices.Contains(names, ns.Name) {
+			own.Namespaces = append(own.Namespaces, ns)
+		}
+	}
+	if !n.Kernel {
+		own.Paths = []string{n.dir(r.Dir)}
+	}
+	return own
+}
+
+// remove takes out what is in part.
+func (r *record) remove(part *record) {
+	for _, n := range part.Nodes {
+		if n.Subnet.IsValid() {
+			r.OldSubnets = append(r.OldSubnets, n.Subnet)
+		}
+	}
+	r.Nodes = slices.DeleteFunc(r.Nodes, func(n *node) bool { return slices.Contains(part.Nodes, n) })
+	r.Namespaces = slices.DeleteFunc(r.Namespaces, func(ns namespace) bool { return slices.Contains(part.Namespaces, ns) })
+	r.Paths = slices.DeleteFunc(r.Paths, func(path string) bool { return slices.Contains(part.Paths, path) })
+}
+
+// names lists all namespaces.
+func (r *record) names() []string {
+	var names []string
+	for _, ns := range r.Namespaces {
+		names = append(names, ns.Name)
+	}
+	return names
+}
+
 func (r *record) save() error { return writeJSON(recordPath(r.Dir), r) }
 
 // stale says that nobody is left to bring the lab down.
 func (r *record) stale() bool { return r.Ephemeral && !r.Owner.alive() }
 
 func (r *record) find(number int) (*node, error) {
-	if number < 1 || number > len(r.Nodes) {
-		return nil, fmt.Errorf("no node %d (have: 1 to %d)", number, len(r.Nodes))
+	var have []string
+	for _, n := range r.Nodes {
+		if n.Number == number {
+			return n, nil
+		}
+		have = append(have, n.name())
 	}
-	return &r.Nodes[number-1], nil
+	return nil, fmt.Errorf("no node n%d (have: %v)", number, have)
 }
 
 // writeJSON replaces path in one step. The temporary file has one name, so that a record can cover it.

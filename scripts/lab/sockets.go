@@ -32,11 +32,14 @@ func (l *Lab) PodPairs() []Pair {
 	return pairs
 }
 
-// NodePairs lists every node with every pod, its own included.
+// NodePairs lists every node that has a subnet with every pod, its own included.
 func (l *Lab) NodePairs() []Pair {
 	nodes := l.Nodes()
 	var pairs []Pair
 	for _, a := range nodes {
+		if !a.Subnet.IsValid() {
+			continue
+		}
 		pairs = append(pairs, pairsTo(nodes, a.Namespace, a.Number)...)
 	}
 	return pairs

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -23,7 +23,7 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{lock: lock, progress: c.Progress, exits: map[int]chan struct{}{}}
+	l := &Lab{dir: c.Dir, lock: lock, progress: c.Progress, config: c, exits: map[int]chan struct{}{}}
 	if err := l.begin(c); err != nil {
 		lock.release()
 		return nil, err
@@ -49,7 +49,7 @@ func (l *Lab) begin(c Config) error {
 		return err
 	}
 	l.rec.Owner = owner
-	if err := l.rec.checkForeign(); err != nil {
+	if err := checkForeign(l.rec.names(), l.rec.Paths); err != nil {
 		return err
 	}
 	for _, dir := range []string{netnsDir, c.Dir} {
@@ -69,25 +69,6 @@ func (l *Lab) begin(c Config) error {
 		return errors.Join(fmt.Errorf("write record: %w", err), l.lock.clear())
 	}
 	return nil
-}
-
-func newRecord(c Config) *record {
-	r := &record{SchemaVersion: schemaVersion, Dir: c.Dir, Created: time.Now().UTC(), Ephemeral: c.Ephemeral, MTU: c.MTU,
-		Pods: c.Pods, Executable: c.Executable, NodeArgs: c.NodeArgs, Env: c.Env}
-	r.Namespaces = append(r.Namespaces, namespace{Name: underlayNamespace})
-	r.Paths = []string{filepath.Join(c.Dir, "net-conf.json"), filepath.Join(c.Dir, "peers.json")}
-	for i := 1; i <= c.Nodes; i++ {
-		n := node{Number: i, Kernel: c.Kernel[i]}
-		r.Nodes = append(r.Nodes, n)
-		r.Namespaces = append(r.Namespaces, namespace{Name: n.namespace()})
-		for j := 1; j <= c.Pods; j++ {
-			r.Namespaces = append(r.Namespaces, namespace{Name: n.pod(j)})
-		}
-		if !n.Kernel {
-			r.Paths = append(r.Paths, n.dir(c.Dir))
-		}
-	}
-	return r
 }
 
 // clearStale looks at the lab that was claimed last and at the one recorded in dir, which may be the same.
@@ -124,14 +105,13 @@ func downCommand(dir string) string {
 }
 
 // checkForeign refuses to take over what no record names.
-func (r *record) checkForeign() error {
-	for _, ns := range r.Namespaces {
-		if namespaceExists(ns.Name) {
-			return fmt.Errorf("namespace %s exists and is in no lab's record: remove it with: ip netns delete %s",
-				ns.Name, ns.Name)
+func checkForeign(namespaces, paths []string) error {
+	for _, name := range namespaces {
+		if namespaceExists(name) {
+			return fmt.Errorf("namespace %s exists and is in no lab's record: remove it with: ip netns delete %s", name, name)
 		}
 	}
-	for _, path := range r.Paths {
+	for _, path := range paths {
 		if _, err := os.Lstat(path); err == nil {
 			return fmt.Errorf("%s exists and is in no lab's record: remove it or choose another --dir", path)
 		}
@@ -140,70 +120,86 @@ func (r *record) checkForeign() error {
 }
 
 func (l *Lab) build(ctx context.Context) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i := range l.rec.Namespaces {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		ns := &l.rec.Namespaces[i]
-		err := makeNamespace(ns.Name, func(ino uint64) error {
-			ns.Inode = ino
-			return l.rec.save()
-		})
-		if err != nil {
-			return err
-		}
-	}
-	if err := l.buildLinks(ctx); err != nil {
+	l.op.Lock()
+	defer l.op.Unlock()
+	if err := l.makeNamespaces(ctx, l.rec.names()); err != nil {
 		return err
 	}
-	fmt.Fprintf(l.progress, "%d nodes with %d pods each: links are up\n", len(l.rec.Nodes), l.rec.Pods)
-	return l.buildNetwork(ctx)
-}
-
-func (l *Lab) buildLinks(ctx context.Context) error {
-	if err := setUpUnderlay(); err != nil {
+	if err := setUpUnderlay(l.rec.Routed, l.rec.MTU); err != nil {
 		return fmt.Errorf("underlay: %w", err)
 	}
 	for _, n := range l.rec.Nodes {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := setUpNode(n, l.rec.MTU); err != nil {
+		if err := setUpNode(n, l.rec.Routed, l.rec.MTU); err != nil {
 			return err
 		}
-		for j := 1; j <= l.rec.Pods; j++ {
-			if err := setUpPod(n, j, l.rec.MTU); err != nil {
-				return err
-			}
+	}
+	fmt.Fprintf(l.progress, "%d nodes with %d pods each: links are up\n", len(l.rec.Nodes), l.rec.Pods)
+	if err := l.writeFiles(ctx); err != nil {
+		return err
+	}
+	return l.startAll(ctx)
+}
+
+// makeNamespaces makes namespaces that the record has by name, and records each before it can be seen.
+func (l *Lab) makeNamespaces(ctx context.Context, names []string) error {
+	for i := range l.rec.Namespaces {
+		ns := &l.rec.Namespaces[i]
+		if !slices.Contains(names, ns.Name) {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := makeNamespace(ns.Name, func(ino uint64) error {
+			return l.edit(func() { ns.Inode = ino })
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// buildNetwork brings up what joins the nodes: daemons and kernel VXLAN devices, then everyone's peers.
-func (l *Lab) buildNetwork(ctx context.Context) error {
-	if err := l.writeNetConf(); err != nil {
-		return err
-	}
-	for i := range l.rec.Nodes {
-		n := &l.rec.Nodes[i]
-		var err error
+// startAll brings up what joins the nodes. Kernel nodes come first: daemons have to know from the start which subnets are
+// taken. Those that may fail come when all others are settled: whose name or subnet is the right one is then no race.
+func (l *Lab) startAll(ctx context.Context) error {
+	for _, n := range l.rec.Nodes {
 		if n.Kernel {
-			n.VtepMAC, err = setUpKernelNode(*n, l.rec.MTU)
-		} else {
-			err = l.start(n)
+			if err := l.startKernelNode(n); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := l.learnMACs(ctx); err != nil {
-		return err
 	}
 	if err := l.publishPeers(); err != nil {
 		return err
 	}
-	return l.awaitPeers(ctx)
+	for _, mayFail := range []bool{false, true} {
+		var group []*node
+		for _, n := range l.rec.Nodes {
+			if n.MayFail != mayFail {
+				continue
+			}
+			if group = append(group, n); n.Kernel {
+				continue
+			}
+			if err := l.start(n); err != nil {
+				return err
+			}
+		}
+		if err := l.settle(ctx, group); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) startKernelNode(n *node) error {
+	mac, err := setUpKernelNode(n, l.rec.MTU)
+	if err != nil {
+		return err
+	}
+	return l.edit(func() { n.VtepMAC = mac })
 }

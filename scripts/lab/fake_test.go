@@ -1,0 +1,119 @@
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// fakeConfig is a lab whose daemons are this test binary: they answer status and carry nothing. It tests how the lab
+// handles processes and what it does with their answers, nothing else.
+func fakeConfig(dir, store string) Config {
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return Config{Dir: dir, Nodes: 3, Pods: 2, Kernel: map[int]bool{3: true}, Store: store, Executable: self,
+		Env: []string{roleVariable + "=daemon", "GORACE=atexit_sleep_ms=0"}, Progress: os.Stderr}
+}
+
+// fakeDaemon is what a fake writes into its run directory.
+type fakeDaemon struct {
+	Process process
+	Subnet  string
+	Args    []string
+}
+
+// daemonRole is `tulle node`, `tulle status` and `tulle keygen` as far as the lab knows them. In the lab's directory, the
+// file "crash" makes the daemon end at its start, "stubborn" makes it ignore SIGTERM, "mute" keeps it without a subnet, and
+// "fickle" gives it another subnet than last time.
+func daemonRole() int {
+	flags := map[string]string{}
+	for i := 2; i+1 < len(os.Args); i += 2 {
+		flags[os.Args[i]] = os.Args[i+1]
+	}
+	switch runDir := flags["--run-dir"]; os.Args[1] {
+	case "keygen":
+		fmt.Println("a key")
+		return 0
+	case "status":
+		return fakeStatus(runDir)
+	case "node":
+		return fakeNode(runDir, flags)
+	}
+	return 2
+}
+
+func fakeNode(runDir string, flags map[string]string) int {
+	has := func(name string) bool {
+		_, err := os.Stat(filepath.Join(filepath.Dir(filepath.Dir(runDir)), name))
+		return err == nil
+	}
+	if has("crash") {
+		fmt.Fprintln(os.Stderr, "fake daemon: crash was asked for")
+		return 1
+	}
+	if has("stubborn") {
+		signal.Ignore(syscall.SIGTERM)
+	}
+	self, _ := identify(os.Getpid())
+	d := fakeDaemon{Process: self, Subnet: flags["--subnet"], Args: os.Args}
+	if d.Subnet == "" && !has("mute") {
+		d.Subnet = fakeClaim(flags["--name"], has("fickle"))
+	}
+	if err := writeJSON(filepath.Join(runDir, "alive"), d); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	time.Sleep(10 * time.Minute)
+	return 0
+}
+
+func fakeClaim(name string, other bool) string {
+	var number int
+	fmt.Sscanf(name, "n%d", &number)
+	if other {
+		number += 50
+	}
+	return fmt.Sprintf("10.244.%d.0/24", 100+number)
+}
+
+func readFake(runDir string) (d fakeDaemon, alive bool) {
+	b, err := os.ReadFile(filepath.Join(runDir, "alive"))
+	return d, err == nil && json.Unmarshal(b, &d) == nil && d.Process.alive()
+}
+
+// fakeStatus knows as peers whoever is in the peers file, if the daemon was given one, and, in a lab on gossip, whose daemon
+// lives.
+func fakeStatus(runDir string) int {
+	self, alive := readFake(runDir)
+	if !alive {
+		return 3
+	}
+	dir := filepath.Dir(filepath.Dir(runDir))
+	line := strings.Join(self.Args, " ")
+	var peers []peer
+	if strings.Contains(line, "--peers") {
+		b, _ := os.ReadFile(peersPath(dir))
+		json.Unmarshal(b, &peers)
+	}
+	others, _ := filepath.Glob(filepath.Join(dir, "n*", "run"))
+	for _, other := range others {
+		if d, alive := readFake(other); alive && strings.Contains(line, "--join") {
+			peers = append(peers, peer{Subnet: d.Subnet})
+		}
+	}
+	var known []string
+	for _, p := range peers {
+		known = append(known, fmt.Sprintf(`{"subnet":%q,"routable":true}`, p.Subnet))
+	}
+	pid := self.Process.PID
+	fmt.Printf(`{"node":{"subnet":%q,"vtepMAC":"02:00:00:%02x:%02x:%02x"},"peers":[%s]}`,
+		self.Subnet, pid>>16&0xff, pid>>8&0xff, pid&0xff, strings.Join(known, ","))
+	return 0
+}
