@@ -6,6 +6,7 @@
 
 GO       ?= go
 FUZZTIME ?= 30s
+RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
@@ -18,9 +19,12 @@ demo: need-root build
 	$(GO) build -o bin/demo ./scripts/demo
 	@bin/demo -tulle bin/tulle
 
-# The lab's tests take turns on the machine's namespaces, so the packages run one at a time.
+# The lab's tests take turns on the machine's namespaces, so the packages run one at a time. The end-to-end tests start a
+# process for each command: all of them run without the race detector, and those with the most concurrency with it too.
 test: need-root build
-	$(GO) test -race -count=1 -p 1 -timeout 20m ./...
+	$(GO) test -race -count=1 -p 1 -timeout 20m $$($(GO) list ./... | grep -v /cmd/)
+	$(GO) test -count=1 -timeout 20m ./cmd/...
+	$(GO) test -race -count=1 -timeout 20m -run '^($(RACE_E2E))$$' ./cmd/...
 
 fuzz:
 	@scripts/fuzz $(FUZZTIME)

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +21,7 @@ const (
 	apiTimeout   = 5 * time.Second
 	pathStatus   = "/v1/status"
 	pathRoutes   = "/v1/routes"
+	pathPeers    = "/v1/peers"
 	maxSocketLen = 107 // sun_path without the terminating zero
 )
 
@@ -64,18 +64,23 @@ func listenAPI(d *daemon) (*apiServer, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathStatus, answer(d.status))
 	mux.HandleFunc("GET "+pathRoutes, answer(d.routes))
+	mux.HandleFunc("GET "+pathPeers, answer(d.peers))
 	return &apiServer{listener: listener, server: &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}}, nil
 }
 
 // run serves until ctx ends.
 func (a *apiServer) run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { a.server.Close() })
+	return serveHTTP(ctx, a.server, trustedListener{a.listener})
+}
+
+// serveHTTP serves until ctx ends.
+func serveHTTP(ctx context.Context, server *http.Server, listener net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
-	err := a.server.Serve(trustedListener{a.listener})
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve on %s: %w", listener.Addr(), err)
 	}
-	return fmt.Errorf("api: %w", err)
+	return nil
 }
 
 // A trustedListener hangs up on every process that is neither root's nor of the daemon's own user.
@@ -142,9 +147,7 @@ func ask[T any](ctx context.Context, runDir, path string) (T, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		var text strings.Builder
-		fmt.Fprintf(&text, "the daemon on %s answered %s", socket, resp.Status)
-		return v, errors.New(text.String())
+		return v, fmt.Errorf("the daemon on %s answered %s", socket, resp.Status)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
 		return v, fmt.Errorf("answer of the daemon on %s: %w", socket, err)

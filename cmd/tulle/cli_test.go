@@ -54,7 +54,7 @@ func TestErrors(t *testing.T) {
 		return path
 	}
 	conf := write("ok.json", `{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}`)
-	node := []string{"node", "--subnet", "10.244.1.0/24", "--config", conf}
+	node := []string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", conf}
 	with := func(extra ...string) []string { return append(append([]string{}, node...), extra...) }
 	for _, c := range []struct {
 		args []string
@@ -67,8 +67,19 @@ func TestErrors(t *testing.T) {
 		{[]string{"status", "extra"}, 2, `unexpected argument "extra"`},
 		{[]string{"status", "--run-dir", dir}, 3, "no daemon answers on " + dir + "/tulle.sock"},
 		{[]string{"routes", "--run-dir", dir}, 3, "start tulle node"},
-		{[]string{"node", "--config", conf}, 2, "--subnet is missing"},
-		{[]string{"node", "--config", dir + "/absent.json", "--subnet", "10.244.1.0/24"}, 1, "absent.json: no such file"},
+		{[]string{"node", "--store", "file", "--config", conf}, 2, "--subnet is missing"},
+		{[]string{"node", "--config", conf}, 2, "a cluster key is missing: make one with tulle keygen"},
+		{[]string{"node", "--config", conf, "--key-file", dir + "/nokey"}, 1, "make a key with: tulle keygen -w " + dir + "/nokey"},
+		{[]string{"node", "--config", conf, "--key-file", conf}, 1, "not a key of tulle keygen"},
+		{[]string{"node", "--key-file", conf, "--insecure-no-key"}, 2, "exclude each other"},
+		{[]string{"node", "--store", "etcd"}, 2, "--store etcd: unknown (allowed: gossip, file)"},
+		{[]string{"node", "--insecure-no-key", "--gossip-port", "70000"}, 2, "--gossip-port 70000: out of range (allowed: 1 to 65535)"},
+		{[]string{"keygen", "-w", conf}, 1, "is there already: a key in use is not overwritten"},
+		{[]string{"config", "check"}, 2, "one file is needed"},
+		{[]string{"config", "check", dir + "/absent.json"}, 1, "absent.json: no such file"},
+		{[]string{"config", "check", write("comma.json", "{\n\"Network\": \"10.1.0.0/16\",\n\"SubnetMax\": \"10.1.9.0\"\n\"Backend\": {\"Type\": \"vxlan\"}\n}")}, 1, "comma.json:4:1: expected ','"},
+		{[]string{"config", "check", write("type.json", `{"Network": "10.1.0.0/16", "Backend": {"Type": "carrier-pigeon"}}`)}, 1, "type.json:1:48: Backend.Type: "},
+		{[]string{"node", "--store", "file", "--config", dir + "/absent.json", "--subnet", "10.244.1.0/24"}, 1, "absent.json: no such file"},
 		{with("--iface", "eth9"), 1, "tulle node: --iface eth9: no such link (have: "},
 		{with("--public-ip", "203.0.113.9"), 1, "--public-ip 203.0.113.9: no link has this address (have: "},
 		{with("--public-ip", "nonsense"), 2, "--public-ip nonsense: an IPv4 address is needed"},
@@ -80,8 +91,8 @@ func TestErrors(t *testing.T) {
 		{with("--iface", "lo", "--peers", write("bad1.json", `[{"name":"x","publicIP":"1.2.3.4","subnet":"10.244.2.9/24"}]`)), 1, `peer 1 ("x"): subnet 10.244.2.9/24 has host bits: write 10.244.2.0/24`},
 		{with("--iface", "lo", "--peers", write("bad2.json", "[{\n\"name\":\"x\"\n\"publicIP\":1}]")), 1, "bad2.json: line 3: "},
 		{with("--iface", "lo", "--peers", write("bad3.json", `[{"name":"x","publicIP":"1.2.3.4","subnet":"10.244.2.0/24","backendType":"vxlan"}]`)), 1, `backendData.VtepMAC: "" is no 48-bit MAC address`},
-		{[]string{"node", "--subnet", "10.244.1.0/24", "--config", write("len.json", `{"Network": "10.244.0.0/16", "SubnetLen": 31, "Backend": {"Type": "vxlan"}}`)}, 1, "len.json:1:43: SubnetLen: 31: "},
-		{[]string{"node", "--subnet", "10.244.1.0/24", "--config", write("udp.json", `{"Network": "10.244.0.0/16"}`)}, 1, "Backend.Type udp: this version runs vxlan only"},
+		{[]string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", write("len.json", `{"Network": "10.244.0.0/16", "SubnetLen": 31, "Backend": {"Type": "vxlan"}}`)}, 1, "len.json:1:43: SubnetLen: 31: "},
+		{[]string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", write("udp.json", `{"Network": "10.244.0.0/16"}`)}, 1, "Backend.Type udp: this version runs vxlan only"},
 	} {
 		stdout, stderr, code := tulle(t, nil, nil, c.args...)
 		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 || stdout != "" {
@@ -105,7 +116,7 @@ func TestNotRoot(t *testing.T) {
 	os.Chmod(dir, 0o755)
 	binary := filepath.Join(dir, "tulle")
 	copyFile(t, self, binary)
-	for _, args := range [][]string{{"node", "--subnet", "10.244.1.0/24"}, {"lab", "up"}, {"lab", "down"}} {
+	for _, args := range [][]string{{"node", "--insecure-no-key"}, {"lab", "up"}, {"lab", "down"}} {
 		cmd := exec.CommandContext(t.Context(), binary, args...)
 		cmd.Env = append(os.Environ(), asTulle+"=1")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -137,7 +148,7 @@ func copyFile(t *testing.T, from, to string) {
 
 // TestStatusAndRoutes reads a daemon's reports as a script would, and as a person would.
 func TestStatusAndRoutes(t *testing.T) {
-	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1})
+	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1, Store: lab.StoreFile})
 	runDir := l.Nodes()[0].RunDir
 	var routes routesReport
 	out, _, code := tulle(t, nil, []string{"TULLE_RUN_DIR=" + runDir}, "routes", "-o", "json")
@@ -222,7 +233,7 @@ func kernelState(t *testing.T, n lab.Node) bool {
 
 // TestPeersChange demands that a changed peers file is taken at once, and that a broken one changes nothing.
 func TestPeersChange(t *testing.T) {
-	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1})
+	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1, Store: lab.StoreFile})
 	path := filepath.Join(l.Dir(), "peers.json")
 	good, err := os.ReadFile(path)
 	if err != nil {
@@ -266,7 +277,7 @@ func TestSecondDaemon(t *testing.T) {
 	n := l.Nodes()[0]
 	second := func(runDir string) (out string) {
 		err := lab.In(n.Namespace, func() error {
-			_, out, _ = tulle(t, nil, nil, "node", "--subnet", n.Subnet.String(), "--public-ip", n.PublicIP.String(), "--run-dir", runDir)
+			_, out, _ = tulle(t, nil, nil, "node", "--store", "file", "--subnet", n.Subnet.String(), "--public-ip", n.PublicIP.String(), "--run-dir", runDir)
 			return nil
 		})
 		if err != nil {

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -20,16 +23,22 @@ const (
 	defaultRunDir   = "/run/tulle"
 	defaultStateDir = "/var/lib/tulle"
 	maxWorkers      = 64
+
+	storeGossip = "gossip"
+	storeFile   = "file"
 )
 
 // nodeOptions are the flags of tulle node.
 type nodeOptions struct {
 	config, iface, publicIP string
 	name, subnet, peers     string
+	store, join, keyFile    string
 	runDir, stateDir        string
+	subnetFile, metricsAddr string
+	logFormat, logLevel     string
 	underlay, device        string
-	workers                 int
-	keep                    bool
+	gossipPort, workers     int
+	insecure, keep          bool
 }
 
 func newNodeCommand() *cobra.Command {
@@ -39,15 +48,22 @@ func newNodeCommand() *cobra.Command {
 		Short: "Run the router of this node, in this network namespace",
 		Long: `Run the router of this node, in this network namespace, until SIGINT or SIGTERM.
 
-It creates the TAP ` + tapName + `, gives it the first address of the node's subnet, routes the cluster
-network to it, and carries what comes there to the nodes in the peers file. All of it is
-removed at the end, unless --keep says otherwise.`,
+It claims a subnet of the cluster network by gossip with the nodes named by --join, creates the TAP
+` + tapName + `, gives it the subnet's first address, routes the cluster network to it, and carries what comes there to
+the other nodes. TAP and routes are removed at the end, unless --keep says otherwise; the subnet stays
+this node's.
+
+With --subnet and --peers, and nothing that names a gossip cluster, the nodes are those of the peers file alone
+(--store file).`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot("tulle node", "it creates a TAP and routes"); err != nil {
 				return err
 			}
-			c, err := o.resolve(cmd.Flags().Changed("config"))
+			if err := setLogging(o.logFormat, o.logLevel); err != nil {
+				return fmt.Errorf("tulle node: %w", err)
+			}
+			c, err := o.resolve(cmd.Flags().Changed)
 			if err != nil {
 				return fmt.Errorf("tulle node: %w", err)
 			}
@@ -62,29 +78,43 @@ removed at the end, unless --keep says otherwise.`,
 	f.StringVar(&o.iface, "iface", "", "link of the underlay (default: that of the default route)")
 	f.StringVar(&o.publicIP, "public-ip", "", "this node's address on the underlay (default: the link's first)")
 	f.StringVar(&o.name, "name", "", "this node's name (default: the host name)")
-	f.StringVar(&o.subnet, "subnet", "", "this node's subnet of the cluster network, such as 10.244.1.0/24")
-	f.StringVar(&o.peers, "peers", "", "JSON file with the other nodes, read again when it changes")
+	f.StringVar(&o.store, "store", storeGossip, "where the nodes learn of each other: gossip, or file (--subnet and --peers alone)")
+	f.StringVar(&o.join, "join", "", "nodes to find the others by, ADDR[:PORT] separated by commas; may name this node")
+	f.IntVar(&o.gossipPort, "gossip-port", 7946, "port of the gossip, TCP and UDP, on every node")
+	f.StringVar(&o.keyFile, "key-file", "", "file with the cluster key, from tulle keygen")
+	f.BoolVar(&o.insecure, "insecure-no-key", false, "gossip without a key: whoever reaches the port can join and speak for a node")
+	f.StringVar(&o.subnet, "subnet", "", "this node's subnet of the cluster network, such as 10.244.1.0/24, given instead of claimed")
+	f.StringVar(&o.peers, "peers", "", "JSON file with static nodes, beside the store's; read again when it changes")
 	f.StringVar(&o.runDir, "run-dir", defaultRunDir, "directory of the socket that the other commands talk to")
-	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory for state that outlives the daemon (this version writes none)")
+	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory of this node's identity and claims, which outlive the daemon")
+	f.StringVar(&o.subnetFile, "subnet-file", "", "flannel's subnet.env, written once the node forwards (default: RUN-DIR/subnet.env)")
+	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9470", "address of /metrics, /healthz and /readyz; empty for none")
 	f.StringVar(&o.underlay, "underlay", "udp", "sockets that carry the tunnel: udp")
 	f.StringVar(&o.device, "device", "tap", "device towards the kernel: tap")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&o.workers, "workers", 1, "threads that forward packets, with a TAP queue each")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
 	return cmd
 }
 
 // resolve checks the flags against each other and the machine and returns the daemon's configuration.
-func (o *nodeOptions) resolve(configGiven bool) (*daemonConfig, error) {
+func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, error) {
+	if !given("store") && o.subnet != "" && o.peers != "" && o.join == "" && o.keyFile == "" && !o.insecure {
+		o.store = storeFile
+	}
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	conf, err := o.loadConfig(configGiven)
+	conf, err := o.loadConfig(given("config"))
 	if err != nil {
 		return nil, err
 	}
-	subnet, err := parseSubnet(o.subnet, conf)
-	if err != nil {
-		return nil, err
+	var subnet netip.Prefix
+	if o.subnet != "" {
+		if subnet, err = parseSubnet(o.subnet, conf); err != nil {
+			return nil, err
+		}
 	}
 	var publicIP netip.Addr
 	if o.publicIP != "" {
@@ -106,14 +136,37 @@ func (o *nodeOptions) resolve(configGiven bool) (*daemonConfig, error) {
 		}
 	}
 	c := &daemonConfig{
-		network: conf.Network, vxlan: conf.Backend.VXLAN, link: link,
+		conf: conf, vxlan: conf.Backend.VXLAN, link: link, metricsAddr: o.metricsAddr,
 		peersFile: o.peers, runDir: o.runDir, workers: o.workers, keep: o.keep,
+		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 		self: control.Node{
 			Name: name, PublicIP: link.Addr, Subnet: subnet, BackendType: netconf.TypeVXLAN,
 			VNI: conf.Backend.VXLAN.VNI, VTEP: control.VTEPMAC(link.Addr, conf.Backend.VXLAN.VNI),
 		},
 	}
+	if o.store == storeGossip {
+		if c.gossip, err = o.gossipConfig(); err != nil {
+			return nil, err
+		}
+	}
 	return c, c.checkMTU()
+}
+
+// gossipConfig reads the cluster key. Gossip without one has to be asked for.
+func (o *nodeOptions) gossipConfig() (*gossipConfig, error) {
+	g := &gossipConfig{port: o.gossipPort, stateDir: o.stateDir}
+	for seed := range strings.SplitSeq(o.join, ",") {
+		if seed = strings.TrimSpace(seed); seed != "" {
+			g.join = append(g.join, seed)
+		}
+	}
+	if o.keyFile == "" {
+		slog.Warn("gossip runs without a cluster key: whoever reaches its port can join and speak for a node")
+		return g, nil
+	}
+	var err error
+	g.key, err = readKey(o.keyFile)
+	return g, err
 }
 
 // check refuses what this version cannot do.
@@ -125,8 +178,24 @@ func (o *nodeOptions) check() error {
 		return usageError("--device %s: unknown (allowed: tap)", o.device)
 	case o.workers < 1 || o.workers > maxWorkers:
 		return usageError("--workers %d: out of range (allowed: 1 to %d)", o.workers, maxWorkers)
-	case o.subnet == "":
-		return usageError("--subnet is missing: give this node's subnet, such as --subnet 10.244.1.0/24")
+	case o.gossipPort < 1 || o.gossipPort > 65535:
+		return usageError("--gossip-port %d: out of range (allowed: 1 to 65535)", o.gossipPort)
+	}
+	return o.checkStore()
+}
+
+func (o *nodeOptions) checkStore() error {
+	switch {
+	case o.store == storeFile && o.subnet == "":
+		return usageError("--store file: --subnet is missing: give this node's subnet, such as --subnet 10.244.1.0/24")
+	case o.store == storeFile:
+		return nil
+	case o.store != storeGossip:
+		return usageError("--store %s: unknown (allowed: gossip, file)", o.store)
+	case o.keyFile == "" && !o.insecure:
+		return usageError("a cluster key is missing: make one with tulle keygen and give every node the same with --key-file FILE, or give --insecure-no-key")
+	case o.keyFile != "" && o.insecure:
+		return usageError("--key-file and --insecure-no-key exclude each other")
 	}
 	return nil
 }
@@ -143,14 +212,8 @@ func (o *nodeOptions) loadConfig(given bool) (*netconf.Config, error) {
 	case err != nil:
 		return nil, err
 	}
-	if conf.Backend.Type != netconf.TypeVXLAN {
-		return nil, fmt.Errorf("%s: Backend.Type %s: this version runs vxlan only (flannel means udp when Type is absent)", o.config, conf.Backend.Type)
-	}
-	if !conf.EnableIPv4 {
-		return nil, fmt.Errorf("%s: EnableIPv4 is false: this version runs IPv4 only", o.config)
-	}
-	if conf.EnableIPv6 {
-		return nil, fmt.Errorf("%s: EnableIPv6 is true: this version runs IPv4 only", o.config)
+	if err := runnable(o.config, conf); err != nil {
+		return nil, err
 	}
 	return conf, nil
 }

@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
+	"maps"
 	"os"
 	"time"
 
 	"github.com/tulle-net/tulle/control"
-	"github.com/tulle-net/tulle/control/netconf"
 	"github.com/tulle-net/tulle/dataplane"
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
@@ -26,13 +26,19 @@ type statusReport struct {
 	Peers         []peerReport      `json:"peers"`
 	Engine        engineReport      `json:"engine"`
 	Verdicts      map[string]uint64 `json:"verdicts"` // every verdict, in wire segments
-	Problems      []string          `json:"problems"` // empty when the node is healthy
+	// Repairs counts what somebody else changed in the kernel and the reconciler mended, by kind.
+	Repairs map[control.Change]uint64 `json:"repairs"`
+	// Refused counts what gossip did not let in, by reason.
+	Refused  map[string]uint64 `json:"refused"`
+	NotReady string            `json:"notReady,omitempty"` // why pods of this node are not reachable
+	Problems []string          `json:"problems"`           // empty when the node is healthy
 }
 
 type nodeReport struct {
 	Name       string `json:"name"`
 	Network    string `json:"network"`
-	Subnet     string `json:"subnet"`
+	Subnet     string `json:"subnet"` // empty until one is confirmed
+	Store      string `json:"store"`
 	PublicIP   string `json:"publicIP"`
 	Backend    string `json:"backend"`
 	VNI        uint32 `json:"vni"`
@@ -47,6 +53,7 @@ type tapReport struct {
 	Name     string   `json:"name"`
 	Queues   int      `json:"queues"`
 	Offloads []string `json:"offloads"`
+	Reopened uint64   `json:"reopened"` // times it was removed by somebody else and made again
 }
 
 type underlayReport struct {
@@ -57,15 +64,6 @@ type underlayReport struct {
 	Fallbacks   uint64   `json:"fallbacks"`   // super-packets sent without UDP_SEGMENT because it was refused
 	QueuedBytes uint64   `json:"queuedBytes"` // in the receive sockets now
 	SocketDrops uint64   `json:"socketDrops"` // datagrams that found them full
-}
-
-type peerReport struct {
-	Name     string `json:"name"`
-	PublicIP string `json:"publicIP"`
-	Subnet   string `json:"subnet"`
-	Backend  string `json:"backend"`
-	VTEPMAC  string `json:"vtepMAC,omitempty"`
-	Ignored  string `json:"ignored,omitempty"` // why the peer has no routes
 }
 
 type engineReport struct {
@@ -83,29 +81,33 @@ type portReport struct {
 
 // status collects the report, the counters at a batch boundary of each worker.
 func (d *daemon) status(ctx context.Context) (*statusReport, error) {
-	all, err := d.engine.Counters(ctx)
+	total, err := d.forwarder.counters(ctx)
 	if err != nil {
 		return nil, err
 	}
-	total := dataplane.Sum(all)
+	state, problems, refused := d.network.report()
+	device, reopened := d.forwarder.device()
 	r := &statusReport{
 		SchemaVersion: schemaVersion, Version: versionString(), PID: os.Getpid(),
 		UptimeSeconds: time.Since(d.started).Seconds(),
-		Node:          d.nodeReport(),
-		TAP:           tapReport{Name: d.tap.Name, Queues: len(d.tap.Queues), Offloads: d.tap.Offloads.Names()},
-		Engine:        d.engineReport(&total, len(all)),
+		Node:          d.nodeReport(state),
+		TAP:           tapReport{Name: device.Name, Queues: len(device.Queues), Offloads: device.Offloads.Names(), Reopened: reopened},
+		Peers:         d.network.peers(),
+		Engine:        d.engineReport(&total),
 		Verdicts:      map[string]uint64{},
-		Problems:      []string{},
+		Repairs:       d.reconciler.Repairs(),
+		Refused:       map[string]uint64{},
+		Problems:      problems,
 	}
+	maps.Copy(r.Refused, refused)
 	for v := packet.None + 1; v < packet.NumVerdicts; v++ {
 		r.Verdicts[v.String()] = total.Verdicts[v]
 	}
 	if r.Underlay, err = d.underlayReport(); err != nil {
 		return nil, err
 	}
-	r.Peers = d.peerReports()
-	if view := d.view.Load(); view.problem != "" {
-		r.Problems = append(r.Problems, view.problem)
+	if err := d.ready(); err != nil {
+		r.NotReady = err.Error()
 	}
 	if !r.Engine.Balanced {
 		r.Problems = append(r.Problems, "the packet ledger does not balance")
@@ -113,17 +115,25 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 	return r, nil
 }
 
-func (d *daemon) nodeReport() nodeReport {
-	c := d.config
-	return nodeReport{
-		Name: c.self.Name, Network: c.network.String(), Subnet: c.self.Subnet.String(), PublicIP: c.self.PublicIP.String(),
-		Backend: c.self.BackendType, VNI: c.self.VNI, Port: c.vxlan.Port, VTEPMAC: c.self.VTEP.String(),
-		TunnelAddr: control.TunnelAddr(c.self.Subnet).String(), EngineAddr: control.EngineAddr(c.self.Subnet).String(), MTU: c.mtu,
+func (d *daemon) nodeReport(s control.State) nodeReport {
+	r := nodeReport{
+		Name: s.Self.Name, Network: s.Network.String(), PublicIP: s.Self.PublicIP.String(),
+		Backend: s.Self.BackendType, VNI: s.Self.VNI, Port: s.Port, VTEPMAC: s.Self.VTEP.String(), MTU: s.MTU, Store: "file",
 	}
+	if d.gossip != nil {
+		r.Store = "gossip"
+	}
+	if subnet := s.Self.Subnet; subnet.IsValid() {
+		r.Subnet, r.TunnelAddr, r.EngineAddr = subnet.String(), control.TunnelAddr(subnet).String(), control.EngineAddr(subnet).String()
+	}
+	return r
 }
 
-func (d *daemon) engineReport(total *dataplane.Counters, workers int) engineReport {
-	r := engineReport{Generation: d.engine.Tables().Generation, Workers: workers, Ledger: total.Ledger()}
+func (d *daemon) engineReport(total *dataplane.Counters) engineReport {
+	r := engineReport{Workers: d.config.workers, Ledger: total.Ledger()}
+	if set := d.forwarder.tables(); set != nil {
+		r.Generation = set.Generation
+	}
 	r.Balanced = r.Ledger.Balanced()
 	for side, p := range total.Ports {
 		r.Ports = append(r.Ports, portReport{dataplane.Side(side).String(), p})
@@ -132,8 +142,8 @@ func (d *daemon) engineReport(total *dataplane.Counters, workers int) engineRepo
 }
 
 func (d *daemon) underlayReport() (underlayReport, error) {
-	r := underlayReport{Kind: "udp", Link: d.config.link.Name, LinkMTU: d.config.link.MTU, Offloads: d.underlays[0].Offloads()}
-	for _, u := range d.underlays {
+	r := underlayReport{Kind: "udp", Link: d.config.link.Name, LinkMTU: d.config.link.MTU, Offloads: d.forwarder.underlays[0].Offloads()}
+	for _, u := range d.forwarder.underlays {
 		bytes, drops, err := u.QueueDepth()
 		if err != nil {
 			return r, err
@@ -145,21 +155,16 @@ func (d *daemon) underlayReport() (underlayReport, error) {
 	return r, nil
 }
 
-func (d *daemon) peerReports() []peerReport {
-	view := d.view.Load()
-	reasons := map[control.Node]string{}
-	for _, i := range view.ignored {
-		reasons[i.Peer] = i.Reason
-	}
-	peers := []peerReport{}
-	for _, n := range view.nodes {
-		p := peerReport{Name: n.Name, PublicIP: n.PublicIP.String(), Subnet: n.Subnet.String(), Backend: n.BackendType, Ignored: reasons[n]}
-		if n.BackendType == netconf.TypeVXLAN {
-			p.VTEPMAC = n.VTEP.String()
-		}
-		peers = append(peers, p)
-	}
-	return peers
+// A peersReport is the answer to tulle peers.
+type peersReport struct {
+	SchemaVersion int          `json:"schemaVersion"`
+	Peers         []peerReport `json:"peers"`
+	Problems      []string     `json:"problems"`
+}
+
+func (d *daemon) peers(context.Context) (*peersReport, error) {
+	_, problems, _ := d.network.report()
+	return &peersReport{SchemaVersion: schemaVersion, Peers: d.network.peers(), Problems: problems}, nil
 }
 
 // A routesReport is the answer to tulle routes.
@@ -179,8 +184,12 @@ type routeReport struct {
 
 // routes lists the engine's FIB as published.
 func (d *daemon) routes(context.Context) (*routesReport, error) {
-	set := d.engine.Tables()
-	r := &routesReport{SchemaVersion: schemaVersion, Generation: set.Generation, Routes: []routeReport{}}
+	r := &routesReport{SchemaVersion: schemaVersion, Routes: []routeReport{}}
+	set := d.forwarder.tables()
+	if set == nil {
+		return r, nil
+	}
+	r.Generation = set.Generation
 	for route := range set.Routes() {
 		e := routeReport{Prefix: route.Prefix.String(), Kind: route.Kind.String()}
 		if p := route.Peer; p != nil {

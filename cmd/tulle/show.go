@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -51,11 +54,43 @@ func newRoutesCommand() *cobra.Command {
 	return readingCommand("routes", "Show the engine's forwarding table", pathRoutes, writeRoutes)
 }
 
+func newPeersCommand() *cobra.Command {
+	return readingCommand("peers", "Show the other nodes, and what is wrong with them", pathPeers, writePeers)
+}
+
+func writePeers(out io.Writer, r *peersReport) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	writePeerTable(w, r.Peers)
+	for _, p := range r.Problems {
+		fmt.Fprintf(w, "problem: %s\n", p)
+	}
+	return w.Flush()
+}
+
+func writePeerTable(w io.Writer, peers []peerReport) {
+	fmt.Fprint(w, "PEER\tSTATE\tPUBLIC IP\tSUBNET\tBACKEND\tSOURCE\tLAST SEEN\tREASON\n")
+	for _, p := range peers {
+		seen := "-"
+		if p.LastSeenSeconds != nil {
+			seen = fmt.Sprintf("%.0fs ago", *p.LastSeenSeconds)
+		}
+		state := p.State
+		if !p.Routable {
+			state += ", no route"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, state, p.PublicIP, cmp.Or(p.Subnet, "-"), p.Backend, p.Source, seen, p.Reason)
+	}
+}
+
 func writeStatus(out io.Writer, r *statusReport) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	n := r.Node
 	fmt.Fprintf(w, "node\t%s, pid %d, up %s, tulle %s\n", n.Name, r.PID, (time.Duration(r.UptimeSeconds) * time.Second).String(), r.Version)
-	fmt.Fprintf(w, "subnet\t%s of %s (node %s, engine %s), pod MTU %d\n", n.Subnet, n.Network, n.TunnelAddr, n.EngineAddr, n.MTU)
+	if n.Subnet == "" {
+		fmt.Fprintf(w, "subnet\tnone yet, of %s\n", n.Network)
+	} else {
+		fmt.Fprintf(w, "subnet\t%s of %s (node %s, engine %s), pod MTU %d, from %s\n", n.Subnet, n.Network, n.TunnelAddr, n.EngineAddr, n.MTU, n.Store)
+	}
 	fmt.Fprintf(w, "backend\t%s VNI %d port %d, VTEP %s\n", n.Backend, n.VNI, n.Port, n.VTEPMAC)
 	fmt.Fprintf(w, "tap\t%s, %d queues: %s\n", r.TAP.Name, r.TAP.Queues, strings.Join(r.TAP.Offloads, " "))
 	u := r.Underlay
@@ -64,13 +99,16 @@ func writeStatus(out io.Writer, r *statusReport) error {
 	l := r.Engine.Ledger
 	fmt.Fprintf(w, "ledger\tin %d + generated %d = out %d + consumed %d + dropped %d + queued %d: %s\n",
 		l.In, l.Generated, l.Out, l.Consumed, l.Dropped, l.Queued, map[bool]string{true: "balanced", false: "NOT BALANCED"}[r.Engine.Balanced])
+	if r.NotReady != "" {
+		fmt.Fprintf(w, "not ready\t%s\n", r.NotReady)
+	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "problem\t%s\n", p)
 	}
-	fmt.Fprint(w, "\nPEER\tPUBLIC IP\tSUBNET\tBACKEND\tVTEP\tIGNORED\n")
-	for _, p := range r.Peers {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, p.PublicIP, p.Subnet, p.Backend, p.VTEPMAC, p.Ignored)
-	}
+	writeCounts(w, "repaired", r.Repairs)
+	writeCounts(w, "refused", r.Refused)
+	fmt.Fprintln(w)
+	writePeerTable(w, r.Peers)
 	fmt.Fprint(w, "\nPORT\tFRAMES IN\tSEGMENTS IN\tBYTES IN\tFRAMES OUT\tSEGMENTS OUT\tBYTES OUT\n")
 	for _, p := range r.Engine.Ports {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\n", p.Name, p.FramesIn, p.SegmentsIn, p.BytesIn, p.FramesOut, p.SegmentsOut, p.BytesOut)
@@ -82,6 +120,19 @@ func writeStatus(out io.Writer, r *statusReport) error {
 		}
 	}
 	return w.Flush()
+}
+
+// writeCounts writes a line with the counters that are not zero, if there are any.
+func writeCounts[K ~string](w io.Writer, name string, counts map[K]uint64) {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(counts)) {
+		if counts[k] > 0 {
+			parts = append(parts, fmt.Sprintf("%s %d", k, counts[k]))
+		}
+	}
+	if len(parts) > 0 {
+		fmt.Fprintf(w, "%s\t%s\n", name, strings.Join(parts, ", "))
+	}
 }
 
 func writeRoutes(out io.Writer, r *routesReport) error {

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tulle-net/tulle/dataplane"
+	"github.com/tulle-net/tulle/dataplane/packet"
+)
+
+// A metricsServer serves /metrics, /healthz and /readyz. The zero value serves nothing.
+type metricsServer struct {
+	listener net.Listener
+	server   *http.Server
+}
+
+func listenMetrics(d *daemon) (*metricsServer, error) {
+	if d.config.metricsAddr == "" {
+		return &metricsServer{}, nil
+	}
+	listener, err := net.Listen("tcp", d.config.metricsAddr)
+	if err != nil {
+		return nil, fmt.Errorf("metrics: %w: choose another --metrics-addr, or none with --metrics-addr ''", err)
+	}
+	registry := newRegistry(d)
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelError)}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		total, err := d.forwarder.counters(r.Context())
+		if err == nil && !total.Ledger().Balanced() {
+			err = fmt.Errorf("the packet ledger does not balance: %+v", total.Ledger())
+		}
+		answerCheck(w, err)
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answerCheck(w, d.ready()) })
+	return &metricsServer{listener, &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}}, nil
+}
+
+// answerCheck says ok, or what is wrong with status 503.
+func answerCheck(w http.ResponseWriter, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
+
+func (m *metricsServer) run(ctx context.Context) error {
+	if m.server == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return serveHTTP(ctx, m.server, m.listener)
+}
+
+// newRegistry returns the metrics of a daemon and of its process.
+func newRegistry(d *daemon) *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{d}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
+}
+
+// A collector turns the daemon's reports into metrics at the moment of a scrape: nothing is counted twice.
+type collector struct{ d *daemon }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("tulle_"+name, help, labels, nil)
+}
+
+var (
+	packetsDesc   = desc("packets_total", "Packets by what became of them, in wire segments.", "verdict")
+	framesDesc    = desc("port_frames_total", "Frames through a port; a super-packet is one.", "port", "direction")
+	segmentsDesc  = desc("port_segments_total", "Wire segments through a port.", "port", "direction")
+	bytesDesc     = desc("port_bytes_total", "Bytes through a port.", "port", "direction")
+	queuedDesc    = desc("queued_segments", "Wire segments that the engine holds.")
+	peersDesc     = desc("peers", "Other nodes by state.", "source", "state")
+	routablePeers = desc("routable_peers", "Other nodes whose subnets are routed to them.")
+	subnetDesc    = desc("subnet_info", "Subnet of this node; absent until one is confirmed.", "subnet", "network")
+	tablesDesc    = desc("tables_generation", "Generation of the published tables; 0 when nothing is forwarded.")
+	repairsDesc   = desc("reconciler_repairs_total", "Kernel state that somebody else changed and the reconciler mended.", "kind")
+	reopenedDesc  = desc("tap_reopened_total", "Times the TAP was removed by somebody else and made again.")
+	refusedDesc   = desc("gossip_refused_total", "Nodes and messages that gossip did not let in.", "reason")
+	fallbackDesc  = desc("udp_segment_fallbacks_total", "Super-packets sent segment by segment because UDP_SEGMENT was refused.")
+	socketDesc    = desc("underlay_socket_drops_total", "Datagrams that found the underlay's receive socket full.")
+	readyDesc     = desc("ready", "1 when pods of this node can reach the others.")
+)
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		packetsDesc, framesDesc, segmentsDesc, bytesDesc, queuedDesc, peersDesc, routablePeers, subnetDesc, tablesDesc,
+		repairsDesc, reopenedDesc, refusedDesc, fallbackDesc, socketDesc, readyDesc,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	r, err := c.d.status(context.Background())
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(packetsDesc, err)
+		return
+	}
+	counter := func(d *prometheus.Desc, n uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+	}
+	gauge := func(d *prometheus.Desc, n float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, n, labels...)
+	}
+	for v := packet.None + 1; v < packet.NumVerdicts; v++ {
+		counter(packetsDesc, r.Verdicts[v.String()], v.String())
+	}
+	for _, p := range r.Engine.Ports {
+		collectPort(counter, p.Name, p.PortCounters)
+	}
+	for kind, n := range r.Repairs {
+		counter(repairsDesc, n, string(kind))
+	}
+	for reason, n := range r.Refused {
+		counter(refusedDesc, n, reason)
+	}
+	counter(reopenedDesc, r.TAP.Reopened)
+	counter(fallbackDesc, r.Underlay.Fallbacks)
+	counter(socketDesc, r.Underlay.SocketDrops)
+	gauge(queuedDesc, float64(r.Engine.Ledger.Queued))
+	gauge(tablesDesc, float64(r.Engine.Generation))
+	collectPeers(gauge, r)
+}
+
+func collectPort(counter func(*prometheus.Desc, uint64, ...string), name string, p dataplane.PortCounters) {
+	counter(framesDesc, p.FramesIn, name, "in")
+	counter(framesDesc, p.FramesOut, name, "out")
+	counter(segmentsDesc, p.SegmentsIn, name, "in")
+	counter(segmentsDesc, p.SegmentsOut, name, "out")
+	counter(bytesDesc, p.BytesIn, name, "in")
+	counter(bytesDesc, p.BytesOut, name, "out")
+}
+
+func collectPeers(gauge func(*prometheus.Desc, float64, ...string), r *statusReport) {
+	states, routable := map[[2]string]float64{}, 0.0
+	for _, p := range r.Peers {
+		states[[2]string{p.Source, p.State}]++
+		if p.Routable {
+			routable++
+		}
+	}
+	for k, n := range states {
+		gauge(peersDesc, n, k[0], k[1])
+	}
+	gauge(routablePeers, routable)
+	if r.Node.Subnet != "" {
+		gauge(subnetDesc, 1, r.Node.Subnet, r.Node.Network)
+	}
+	ready := 0.0
+	if r.NotReady == "" {
+		ready = 1
+	}
+	gauge(readyDesc, ready)
+}

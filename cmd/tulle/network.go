@@ -1,0 +1,181 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/gossip"
+	"github.com/tulle-net/tulle/control/netconf"
+	"github.com/tulle-net/tulle/dataplane/tables"
+)
+
+// A network merges what the stores know into one State, compiles it and hands it on. Stores call setFile and setGossip with
+// everything they know each time; nothing depends on the order. Its methods are safe for concurrent use.
+type network struct {
+	base    control.State // this node, without peers; the subnet is valid iff it was given
+	publish func(*tables.Set)
+	settle  func(control.State)
+
+	mu          sync.Mutex // guards the rest
+	file        []control.Node
+	fileProblem string
+	gossip      gossip.View
+	generation  uint64
+	state       control.State
+	ignored     []control.Ignored
+	problem     string // why the tables could not be compiled
+}
+
+// setFile takes the content of the peers file. While the file is wrong the peers stay as they were.
+func (n *network) setFile(nodes []control.Node, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.fileProblem = ""; err != nil {
+		n.fileProblem = err.Error()
+		slog.Error("peers file is not usable; its peers stay as they are", "error", err)
+		return
+	}
+	n.file = nodes
+	n.refresh()
+}
+
+// setGossip takes the gossip store's view.
+func (n *network) setGossip(v gossip.View) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.gossip = v
+	n.refresh()
+}
+
+// reserved lists the subnets that static peers hold: gossip does not claim them.
+func (n *network) reserved() []netip.Prefix {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var subnets []netip.Prefix
+	for _, p := range n.file {
+		subnets = append(subnets, p.Subnet)
+	}
+	return subnets
+}
+
+// refresh compiles what is known now. n.mu is held.
+func (n *network) refresh() {
+	next := n.merge()
+	if n.generation > 0 && next.Self == n.state.Self && slices.Equal(next.Peers, n.state.Peers) {
+		return
+	}
+	n.generation++
+	n.state, n.ignored, n.problem = next, nil, ""
+	if !next.Self.Subnet.IsValid() {
+		n.publish(nil) // fail closed
+		n.settle(next)
+		return
+	}
+	set, ignored, err := control.Compile(n.generation, next)
+	if err != nil {
+		n.problem = err.Error()
+		slog.Error("tables not compiled; the old ones stay", "error", err)
+		return
+	}
+	n.ignored = ignored
+	for _, i := range ignored {
+		slog.Warn("peer ignored", "peer", i.Peer.Name, "reason", i.Reason)
+	}
+	n.publish(set)
+	n.settle(next)
+	slog.Info("tables published", "generation", n.generation, "subnet", next.Self.Subnet, "peers", set.Peers())
+}
+
+// merge puts the stores' nodes together, the file's first. A list for all nodes may have this node in it.
+func (n *network) merge() control.State {
+	s := n.base
+	if !s.Self.Subnet.IsValid() {
+		s.Self.Subnet = n.gossip.Self.Subnet
+	}
+	s.Peers = nil
+	for _, p := range n.file {
+		if p.PublicIP != s.Self.PublicIP || s.Self.Subnet.IsValid() && p.Subnet != s.Self.Subnet {
+			s.Peers = append(s.Peers, p)
+		}
+	}
+	for _, p := range n.gossip.Peers {
+		if p.Routable && p.Subnet.IsValid() {
+			s.Peers = append(s.Peers, p.Node)
+		}
+	}
+	return s
+}
+
+// A peerReport is one other node, as tulle status and tulle peers show it.
+type peerReport struct {
+	Name            string   `json:"name"`
+	PublicIP        string   `json:"publicIP"`
+	Endpoint        string   `json:"endpoint,omitempty"` // of its gossip
+	Subnet          string   `json:"subnet"`
+	Backend         string   `json:"backend"`
+	VTEPMAC         string   `json:"vtepMAC,omitempty"`
+	Source          string   `json:"source"` // gossip or file
+	State           string   `json:"state"`
+	Routable        bool     `json:"routable"`                  // its subnet is routed to it
+	LastSeenSeconds *float64 `json:"lastSeenSeconds,omitempty"` // ago; only gossip knows
+	Reason          string   `json:"reason,omitempty"`          // what is wrong with it
+}
+
+// peers reports every node that a store knows.
+func (n *network) peers() []peerReport {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	reasons := map[control.Node]string{}
+	for _, i := range n.ignored {
+		reasons[i.Peer] = i.Reason
+	}
+	routed := func(p control.Node) bool { return reasons[p] == "" && slices.Contains(n.state.Peers, p) }
+	peers := []peerReport{}
+	for _, p := range n.file {
+		if p.PublicIP == n.state.Self.PublicIP && p.Subnet == n.state.Self.Subnet {
+			continue
+		}
+		r := reportNode(p)
+		r.Source, r.State, r.Routable, r.Reason = "file", "static", routed(p), reasons[p]
+		peers = append(peers, r)
+	}
+	for _, p := range n.gossip.Peers {
+		r := reportNode(p.Node)
+		r.Source, r.State, r.Routable, r.Reason = "gossip", p.State, p.Routable && routed(p.Node), p.Reason
+		if r.Reason == "" {
+			r.Reason = reasons[p.Node]
+		}
+		r.Endpoint = p.Endpoint.String()
+		seen := secondsSince(p.LastSeen)
+		r.LastSeenSeconds = &seen
+		peers = append(peers, r)
+	}
+	return peers
+}
+
+func reportNode(p control.Node) peerReport {
+	r := peerReport{Name: p.Name, PublicIP: p.PublicIP.String(), Backend: p.BackendType}
+	if p.Subnet.IsValid() {
+		r.Subnet = p.Subnet.String()
+	}
+	if p.BackendType == netconf.TypeVXLAN {
+		r.VTEPMAC = p.VTEP.String()
+	}
+	return r
+}
+
+// report returns this node's state, its stores' problems and what gossip refused.
+func (n *network) report() (s control.State, problems []string, refused map[string]uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	problems = append([]string{}, n.gossip.Problems...)
+	for _, p := range []string{n.fileProblem, n.problem} {
+		if p != "" {
+			problems = append(problems, p)
+		}
+	}
+	return n.state, problems, n.gossip.Refused
+}
