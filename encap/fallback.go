@@ -28,6 +28,10 @@ func (u *Underlay) sendSingly(s *sender, i int, errno syscall.Errno) {
 		single[0].hdr.SetIovlen(2)
 		part := message{frame: m.frame, segments: 1, bytes: int(iovecs[0].Len + iovecs[1].Len)}
 		n, errno := sendmmsg(s.fd, single)
+		if errno == unix.EAGAIN {
+			waitWritable(s.fd)
+			n, errno = sendmmsg(s.fd, single)
+		}
 		part.settle(errno == 0 && n == 1)
 	}
 	if errno != unix.EMSGSIZE && m.frame.Refused == 0 {

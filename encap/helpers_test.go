@@ -104,18 +104,22 @@ func wireOf(b *packet.Batch) (all [][]byte) {
 	return all
 }
 
-func open(t testing.TB, address string) *Underlay {
+func open(t testing.TB, address string) *Underlay { return openGroup(t, address, 1)[0] }
+
+func openGroup(t testing.TB, address string, n int) []*Underlay {
 	t.Helper()
-	u, err := Open(netip.MustParseAddrPort(address), codec(t, 1))
+	all, err := Open(netip.MustParseAddrPort(address), codec(t, 1), n)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := u.Close(); err != nil {
-			t.Errorf("Close: %v", err)
+		for _, u := range all {
+			if err := u.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
 		}
 	})
-	return u
+	return all
 }
 
 // pair is two underlays on loopback addresses and the address of the second.

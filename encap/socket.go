@@ -15,13 +15,22 @@ const socketBuffer = 16 << 20
 // dropAll is a classic BPF program that accepts no byte of any packet.
 var dropAll = unix.SockFprog{Len: 1, Filter: &unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
 
-// openReceiver returns the UDP socket that tunnel datagrams arrive at. Several workers
-// bind one each to the same address; the kernel spreads flows over them by the outer
-// ports (SO_REUSEPORT).
-func openReceiver(local netip.AddrPort) (fd int, gro bool, err error) {
-	fd, err = openUDP(local, func(fd int) error {
-		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-	})
+// openReceiver returns the UDP socket that tunnel datagrams arrive at. Several workers bind one each to
+// the same address; the kernel spreads flows over them by the outer ports (SO_REUSEPORT). The first is bound
+// without that, so that it fails when anybody else has the port, and becomes shareable after.
+func openReceiver(local netip.AddrPort, first, shared bool) (fd int, gro bool, err error) {
+	share := func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }
+	prepare := share
+	if first {
+		prepare = func(int) error { return nil }
+	}
+	fd, err = openUDP(local, prepare)
+	if err == nil && first && shared {
+		if err = share(fd); err != nil {
+			unix.Close(fd)
+			err = fmt.Errorf("udp socket: SO_REUSEPORT: %w", err)
+		}
+	}
 	if err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
 			err = fmt.Errorf("%w: another tunnel has this port (a kernel VXLAN device, flanneld or a second daemon); remove it or choose another Backend.Port", err)

@@ -35,17 +35,33 @@ type Framing interface {
 	DatagramLen(datagram []byte) int
 }
 
-// Open binds an underlay to the node's address and the tunnel's port.
-func Open(local netip.AddrPort, framing Framing) (*Underlay, error) {
+// Open binds n underlays, one for each worker, to the node's address and the tunnel's port. It fails
+// when another socket has the port.
+func Open(local netip.AddrPort, framing Framing, n int) ([]*Underlay, error) {
 	if !local.Addr().Is4() {
 		return nil, fmt.Errorf("underlay %s: only IPv4 is supported", local)
 	}
+	var all []*Underlay
+	for i := range n {
+		u, err := openOne(local, framing, i == 0, n > 1)
+		if err != nil {
+			for _, opened := range all {
+				opened.Close()
+			}
+			return nil, err
+		}
+		all = append(all, u)
+	}
+	return all, nil
+}
+
+func openOne(local netip.AddrPort, framing Framing, first, shared bool) (*Underlay, error) {
 	u := &Underlay{receiver: -1, framing: framing}
 	for i := range u.senders {
 		u.senders[i].fd = -1
 	}
 	var err error
-	if u.receiver, u.gro, err = openReceiver(local); err != nil {
+	if u.receiver, u.gro, err = openReceiver(local, first, shared); err != nil {
 		return nil, fmt.Errorf("underlay: %w", err)
 	}
 	gso := true
@@ -93,8 +109,8 @@ func (u *Underlay) Offloads() []string {
 	return names
 }
 
-// Fallbacks returns how many super-packets were sent segment by segment because a device or the
-// kernel refused UDP_SEGMENT. It may be called from any goroutine.
+// Fallbacks returns how many sends of a super-packet, or of a part of one, were done segment by segment
+// because a device or the kernel refused UDP_SEGMENT. It may be called from any goroutine.
 func (u *Underlay) Fallbacks() uint64 { return u.fallbacks.Load() }
 
 // QueueDepth returns the bytes that wait in the receive socket and the datagrams that the

@@ -187,8 +187,12 @@ func TestSmallArena(t *testing.T) {
 }
 
 func TestReusePort(t *testing.T) {
-	a, b, to := pair(t)
-	c := open(t, to.String())
+	a := open(t, "127.0.0.1:0")
+	group := openGroup(t, "127.0.0.2:48472", 3)
+	to := boundTo(t, group[0].receiver)
+	if _, err := Open(to, codec(t, 1), 3); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("a second group on the port: %v, want %v", err, unix.EADDRINUSE)
+	}
 	out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
 	for i := range uint16(400) {
 		outgoing(t, out, flow{i, 80}.udp(t, pattern(100)), 0, to)
@@ -197,7 +201,7 @@ func TestReusePort(t *testing.T) {
 	checkSent(t, out)
 	owner := map[uint16]*Underlay{}
 	total := 0
-	for _, u := range []*Underlay{b, c} {
+	for _, u := range group {
 		n := 0
 		for u.pending(t) > 0 {
 			in.Reset()
@@ -253,12 +257,12 @@ func TestPortInUse(t *testing.T) {
 	}
 	defer other.Close()
 	before := descriptors(t)
-	_, err = Open(other.LocalAddr().(*net.UDPAddr).AddrPort(), codec(t, 1))
+	_, err = Open(other.LocalAddr().(*net.UDPAddr).AddrPort(), codec(t, 1), 1)
 	if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "another tunnel has this port") {
 		t.Errorf("Open on a port in use: %v", err)
 	}
 	for _, address := range []string{"[::1]:8472", "192.0.2.1:8472"} {
-		if _, err := Open(netip.MustParseAddrPort(address), codec(t, 1)); err == nil {
+		if _, err := Open(netip.MustParseAddrPort(address), codec(t, 1), 2); err == nil {
 			t.Errorf("Open of %s succeeds", address)
 		}
 	}
@@ -279,7 +283,7 @@ func TestOpenCleansUp(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Open(netip.MustParseAddrPort("127.0.0.1:0"), codec(t, 1))
+	_, err := Open(netip.MustParseAddrPort("127.0.0.1:0"), codec(t, 1), 2)
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
