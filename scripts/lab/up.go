@@ -182,7 +182,8 @@ func (l *Lab) startAll(ctx context.Context) error {
 			if n.MayFail != mayFail {
 				continue
 			}
-			if group = append(group, n); n.Kernel {
+			group = append(group, n)
+			if n.Kernel {
 				continue
 			}
 			if err := l.start(n); err != nil {
