@@ -36,7 +36,7 @@ func labUnderTest(t *testing.T, c lab.Config) *lab.Lab {
 		t.Fatal(err)
 	}
 	c.Dir, c.Executable, c.Ephemeral, c.Progress = t.TempDir(), self, true, testWriter{t}
-	c.Env = append(c.Env, asTulle+"=1")
+	c.Env = append(c.Env, asTulle+"=1", "GORACE=atexit_sleep_ms=0") // a race build sleeps a second at each exit
 	l, err := lab.Up(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/control/netconf"
@@ -73,7 +74,11 @@ With --subnet and --peers, and nothing that names a gossip cluster, the nodes ar
 			return nil
 		},
 	}
-	f := cmd.Flags()
+	o.register(cmd.Flags())
+	return cmd
+}
+
+func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.config, "config", defaultConfig, "flannel's net-conf.json; without the default file: Network 10.244.0.0/16 over vxlan")
 	f.StringVar(&o.iface, "iface", "", "link of the underlay (default: that of the default route)")
 	f.StringVar(&o.publicIP, "public-ip", "", "this node's address on the underlay (default: the link's first)")
@@ -95,7 +100,6 @@ With --subnet and --peers, and nothing that names a gossip cluster, the nodes ar
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&o.workers, "workers", 1, "threads that forward packets, with a TAP queue each")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
-	return cmd
 }
 
 // resolve checks the flags against each other and the machine and returns the daemon's configuration.
@@ -110,39 +114,14 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	if err != nil {
 		return nil, err
 	}
-	var subnet netip.Prefix
-	if o.subnet != "" {
-		if subnet, err = parseSubnet(o.subnet, conf); err != nil {
-			return nil, err
-		}
-	}
-	var publicIP netip.Addr
-	if o.publicIP != "" {
-		if publicIP, err = netip.ParseAddr(o.publicIP); err != nil || !publicIP.Is4() {
-			return nil, usageError("--public-ip %s: an IPv4 address is needed", o.publicIP)
-		}
-	}
-	link, err := control.FindUnderlay(o.iface, publicIP)
+	self, link, err := o.self(conf)
 	if err != nil {
 		return nil, err
 	}
-	if conf.Network.Contains(link.Addr) {
-		return nil, fmt.Errorf("underlay address %s of %s lies inside the cluster network %s: choose another Network or --public-ip", link.Addr, link.Name, conf.Network)
-	}
-	name := o.name
-	if name == "" {
-		if name, err = os.Hostname(); err != nil {
-			return nil, fmt.Errorf("host name: %w (give --name)", err)
-		}
-	}
 	c := &daemonConfig{
-		conf: conf, vxlan: conf.Backend.VXLAN, link: link, metricsAddr: o.metricsAddr,
+		self: self, conf: conf, vxlan: conf.Backend.VXLAN, link: link, metricsAddr: o.metricsAddr,
 		peersFile: o.peers, runDir: o.runDir, workers: o.workers, keep: o.keep,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
-		self: control.Node{
-			Name: name, PublicIP: link.Addr, Subnet: subnet, BackendType: netconf.TypeVXLAN,
-			VNI: conf.Backend.VXLAN.VNI, VTEP: control.VTEPMAC(link.Addr, conf.Backend.VXLAN.VNI),
-		},
 	}
 	if o.store == storeGossip {
 		if c.gossip, err = o.gossipConfig(); err != nil {
@@ -150,6 +129,35 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 		}
 	}
 	return c, c.checkMTU()
+}
+
+// self finds out who this node is: its name, its underlay, and its subnet if that is given.
+func (o *nodeOptions) self(conf *netconf.Config) (n control.Node, link control.UnderlayLink, err error) {
+	vni := conf.Backend.VXLAN.VNI
+	n = control.Node{Name: o.name, BackendType: netconf.TypeVXLAN, VNI: vni}
+	if o.subnet != "" {
+		if n.Subnet, err = parseSubnet(o.subnet, conf); err != nil {
+			return n, link, err
+		}
+	}
+	if o.publicIP != "" {
+		if n.PublicIP, err = netip.ParseAddr(o.publicIP); err != nil || !n.PublicIP.Is4() {
+			return n, link, usageError("--public-ip %s: an IPv4 address is needed", o.publicIP)
+		}
+	}
+	if link, err = control.FindUnderlay(o.iface, n.PublicIP); err != nil {
+		return n, link, err
+	}
+	if conf.Network.Contains(link.Addr) {
+		return n, link, fmt.Errorf("underlay address %s of %s lies inside the cluster network %s: choose another Network or --public-ip", link.Addr, link.Name, conf.Network)
+	}
+	n.PublicIP, n.VTEP = link.Addr, control.VTEPMAC(link.Addr, vni)
+	if n.Name == "" {
+		if n.Name, err = os.Hostname(); err != nil {
+			return n, link, fmt.Errorf("host name: %w (give --name)", err)
+		}
+	}
+	return n, link, nil
 }
 
 // gossipConfig reads the cluster key. Gossip without one has to be asked for.

@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"maps"
 	"os"
 	"time"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/dataplane"
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
@@ -99,7 +99,11 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 		Refused:       map[string]uint64{},
 		Problems:      problems,
 	}
-	maps.Copy(r.Refused, refused)
+	if d.gossip != nil {
+		for _, reason := range gossip.Reasons() {
+			r.Refused[reason] = refused[reason]
+		}
+	}
 	for v := packet.None + 1; v < packet.NumVerdicts; v++ {
 		r.Verdicts[v.String()] = total.Verdicts[v]
 	}

@@ -15,7 +15,8 @@ type claimer struct {
 	pool  pool
 	given netip.Prefix // valid iff the subnet is given instead of claimed
 
-	claim  claim // valid iff block is
+	claim  claim           // valid iff block is; its tenure is the one that others were told
+	rivals map[nodeID]bool // nodes that claim the block too, as of the last turn
 	base   time.Duration
 	since  time.Duration // confirmed: when in this run
 	decide time.Duration // tentative: when to ask who owns the block
@@ -58,7 +59,7 @@ func (c *claimer) fits(kept claim) bool {
 // turn looks at the situation. It says whether the claim is to be confirmed now: the caller persists that and calls
 // confirm.
 func (c *claimer) turn(s situation) (confirmNow bool) {
-	c.refresh(s.now)
+	c.refresh(s)
 	if c.claim.block.IsValid() {
 		c.defend(s)
 	}
@@ -93,11 +94,36 @@ func (c *claimer) bar(s situation) bool {
 	return true
 }
 
-// refresh brings the tenure up to date: it decides between claims only when both sides have told their newest.
-func (c *claimer) refresh(now time.Duration) {
-	if c.claim.state == confirmed {
-		c.claim.tenure = (c.base + now - c.since).Truncate(time.Millisecond)
+// age returns how long the claim has been confirmed, over all boots.
+func (c *claimer) age(now time.Duration) time.Duration {
+	if c.claim.state != confirmed {
+		return 0
 	}
+	return (c.base + now - c.since).Truncate(time.Millisecond)
+}
+
+// refresh brings the tenure up to date, with which the claim is told to others: for each new rival once, since what others
+// know of it may be old, and now and then. It is not done more often, and the claim is defended with the tenure
+// that was told: two nodes agree on the owner only when they compare the same two numbers.
+func (c *claimer) refresh(s situation) {
+	age := c.age(s.now)
+	grown := age - c.claim.tenure
+	if c.challenged(s.others) || grown >= time.Minute && 2*grown >= age || grown >= time.Hour {
+		c.claim.tenure = age
+	}
+}
+
+// challenged says whether a node claims the block that did not before.
+func (c *claimer) challenged(others []holding) (news bool) {
+	rivals := map[nodeID]bool{}
+	for _, h := range others {
+		if c.claim.block.IsValid() && h.block.Overlaps(c.claim.block) {
+			rivals[h.of.id] = true
+			news = news || !c.rivals[h.of.id]
+		}
+	}
+	c.rivals = rivals
+	return news
 }
 
 // defend withdraws the claim when somebody else owns the block.
@@ -111,19 +137,12 @@ func (c *claimer) defend(s situation) {
 
 func (c *claimer) withdraw() { c.claim, c.base = claim{}, 0 }
 
-// stale says whether the others should get a new record: the claim changed, or its tenure matters.
+// stale says whether the others should get a new record.
 func (c *claimer) stale(s situation) bool {
 	if len(s.self.claims) == 0 {
 		return c.claim.block.IsValid()
 	}
-	told := s.self.claims[0]
-	grown := c.claim.tenure - told.tenure
-	told.tenure = c.claim.tenure
-	if told != c.claim {
-		return true
-	}
-	_, contested := overlapping(told.block, s.others)
-	return grown >= time.Second && contested || grown >= time.Minute && 2*grown >= c.claim.tenure || grown >= time.Hour
+	return s.self.claims[0] != c.claim
 }
 
 // confirm makes the tentative claim one to use.

@@ -113,29 +113,40 @@ func TestClaimsConverge(t *testing.T) {
 	})
 }
 
-// longestOwners returns for each block that somebody has confirmed who had it longest; nobody, where it is a tie.
+// newsTravel is how much later one side of a conflict may hear of it than the other, and so count more tenure.
+const newsTravel = 3 * time.Second
+
+// longestOwners returns for each block that somebody has confirmed who had it longest; nobody, where it is close.
 func longestOwners(nodes []*simNode, now time.Duration) map[*simNode]netip.Prefix {
-	best := map[netip.Prefix]*simNode{}
-	tie := map[netip.Prefix]bool{}
-	for _, n := range nodes {
-		n.claimer.refresh(now)
-		c := n.claimer.claim
-		if c.state != confirmed {
-			continue
-		}
-		other := best[c.block]
-		tie[c.block] = other != nil && other.claimer.claim.tenure == c.tenure
-		if other == nil || c.tenure > other.claimer.claim.tenure {
-			best[c.block] = n
-		}
-	}
 	owners := map[*simNode]netip.Prefix{}
-	for block, n := range best {
-		if !tie[block] {
+	for _, n := range nodes {
+		block, age := n.claimer.claim.block, n.claimer.age(now)
+		close := slices.ContainsFunc(nodes, func(o *simNode) bool {
+			return o != n && o.claimer.claim.state == confirmed && o.claimer.claim.block == block && o.claimer.age(now)+newsTravel > age
+		})
+		if n.claimer.claim.state == confirmed && !close {
 			owners[n] = block
 		}
 	}
 	return owners
+}
+
+// Two nodes that have had one block for the same time, and always know a little less of the other than of themselves.
+func TestEqualTenuresAreDecided(t *testing.T) {
+	p := testPool("10.244.0.0", "10.244.1.0", 24)
+	a, b := newSimNode(1, p), newSimNode(2, p)
+	for _, n := range []*simNode{a, b} {
+		n.claimer.adopt(claim{block: netip.MustParsePrefix("10.244.0.0/24"), state: confirmed, tenure: time.Hour}, 0)
+	}
+	for now := time.Duration(0); now < 8*time.Second; now += 700 * time.Millisecond {
+		a.hear(b)
+		a.turn(now, 2)
+		b.hear(a)
+		b.turn(now+350*time.Millisecond, 2)
+	}
+	if a.claimer.lost+b.claimer.lost != 1 || a.claimer.claim.block == b.claimer.claim.block || a.gains+b.gains != 1 {
+		t.Errorf("%+v\n%+v", a.claimer, b.claimer)
+	}
 }
 
 // The record of a confirmed claim is as old as its last news: a younger claim with newer news must not win over it.

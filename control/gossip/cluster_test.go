@@ -78,9 +78,21 @@ func TestAlone(t *testing.T) {
 	if v := n.now(); len(v.Problems) != 0 || v.Members != 1 {
 		t.Errorf("%+v", v)
 	}
+	if targets := n.store.targets(t.Context()); len(targets) != 0 {
+		t.Errorf("it joins itself: %s", targets)
+	}
+	disk, err := loadState(n.config.StateDir, n.store.id)
+	if err != nil || len(disk.Claims) != 1 || disk.Claims[0].Block != subnet || disk.BootEpoch != 1 {
+		t.Errorf("on disk: %+v, %v", disk, err)
+	}
 	n = n.restart()
 	if got := n.subnet(); got != subnet {
 		t.Errorf("%s, before %s", got, subnet)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.first.Self.Subnet != subnet {
+		t.Errorf("the first view after the restart has %s", n.first.Self.Subnet)
 	}
 }
 
@@ -136,6 +148,21 @@ func TestCutOffNodeKeepsItsRoutes(t *testing.T) {
 	n2, n3 = n2.restart(), n3.restart()
 	awaitMesh(t, n1, n2, n3)
 	await(t, "no problem", func() bool { return len(n1.now().Problems) == 0 }, n1)
+}
+
+// A node that knows nobody and that nobody has as seed is found where it was last.
+func TestRejoinOfADeadNode(t *testing.T) {
+	c := newCluster(t)
+	c.tune = func(cfg *Config) { cfg.Join = []string{c.seed(2)} }
+	n1, n2, n3 := c.start(1), c.start(2), c.start(3)
+	awaitMesh(t, n1, n2, n3)
+	n1.kill()
+	await(t, "it to be dead", func() bool { return n2.peer(n1).State == Dead && n3.peer(n1).State == Dead }, n2, n3)
+	if err := os.RemoveAll(n1.config.StateDir); err != nil {
+		t.Fatal(err)
+	}
+	n1 = n1.restart(func(cfg *Config) { cfg.Join = nil })
+	awaitMesh(t, n1, n2, n3)
 }
 
 func TestRejoinAfterTheSeedRestarts(t *testing.T) {

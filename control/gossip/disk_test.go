@@ -1,7 +1,9 @@
 package gossip
 
 import (
+	"bytes"
 	"crypto/ed25519"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -63,10 +65,18 @@ func TestCrashWhileWritingKeepsTheOldState(t *testing.T) {
 			t.Fatalf("after %d bytes: %+v, %v", n, got, err)
 		}
 	}
+	reader, err := os.Open(filepath.Join(dir, stateFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
 	next := old
 	next.BootEpoch = 8
 	if err := next.save(dir); err != nil {
 		t.Fatal(err)
+	}
+	if seen, err := io.ReadAll(reader); err != nil || !bytes.Equal(seen, data) {
+		t.Errorf("the old file was written to: %q, %v", seen, err)
 	}
 	if got, err := loadState(dir, id); err != nil || got.BootEpoch != 8 {
 		t.Errorf("%+v, %v", got, err)

@@ -119,12 +119,18 @@ func TestPacketsOfStrangers(t *testing.T) {
 		{append(append([]byte{244, byte(len(ours))}, ours...), bytes.Repeat([]byte{1}, 60)...), refusedKey},
 		{append(append([]byte{244, byte(len(ours))}, ours...), 0), refusedKey},
 	} {
-		before := n1.now().Refused[p.reason]
+		count := func() refusal {
+			n1.store.mu.Lock()
+			defer n1.store.mu.Unlock()
+			return n1.store.refusals[p.reason]
+		}
+		before := count()
+		if _, err := conn.Write(p.packet); err != nil {
+			t.Fatal(err)
+		}
 		await(t, "refusal of "+string(p.packet), func() bool {
-			if _, err := conn.Write(p.packet); err != nil {
-				t.Fatal(err)
-			}
-			return n1.now().Refused[p.reason] > before && strings.Contains(n1.now().LastRefused[p.reason], "the node at "+c.addr(5).String())
+			now := count()
+			return now.count == before.count+1 && strings.Contains(now.last, "the node at "+c.addr(5).String())
 		}, n1)
 	}
 }

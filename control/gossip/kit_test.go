@@ -111,6 +111,7 @@ type node struct {
 
 	mu      sync.Mutex
 	view    View
+	first   View
 	updates int
 }
 
@@ -140,7 +141,10 @@ func launch(t *testing.T, cfg Config) *node {
 				t.Error("update runs twice at once")
 			}
 			n.mu.Lock()
-			n.view, n.updates = v, n.updates+1
+			if n.updates++; n.updates == 1 {
+				n.first = v
+			}
+			n.view = v
 			n.mu.Unlock()
 			<-busy
 		})

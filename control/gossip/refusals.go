@@ -19,6 +19,11 @@ const (
 	refusedLimit     = "limit"     // more nodes than this one keeps track of
 )
 
+// Reasons lists the keys that View.Refused can have.
+func Reasons() []string {
+	return []string{refusedKey, refusedNetwork, refusedName, refusedSignature, refusedEndpoint, refusedCloned, refusedLimit}
+}
+
 // refusalShown is how long a refusal stays a problem after it happened last.
 const refusalShown = time.Minute
 

@@ -177,6 +177,22 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
+func TestJoinFailures(t *testing.T) {
+	for text, want := range map[string][2]string{
+		"failed to join x: no installed keys could decrypt the message":        {refusedKey, "the node there has another cluster key"},
+		"read tcp 192.0.2.1:1->192.0.2.2:7946: read: connection reset by peer": {"", closedThere},
+		"write tcp 192.0.2.1:1->192.0.2.2:7946: write: broken pipe":            {"", closedThere},
+		"failed to join x: EOF":                                         {"", closedThere},
+		"dial tcp 192.0.2.2:7946: i/o timeout":                          {"", "no answer within 5s"},
+		"dial tcp 192.0.2.2:7946: connect: connection refused":          {"", "connection refused: no tulle node listens there"},
+		"1 error occurred:\n\t* something that memberlist 0.8 says\n\n": {"", "1 error occurred: * something that memberlist 0.8 says"},
+	} {
+		if reason, words := joinFailure(errors.New(text)); reason != want[0] || words != want[1] {
+			t.Errorf("%q: %q %q", text, reason, words)
+		}
+	}
+}
+
 func TestLogLines(t *testing.T) {
 	for _, l := range []struct {
 		line  string

@@ -175,13 +175,13 @@ func (s *Store) keep(c claim) {
 
 // saveNews saves when enough has changed since the last time to be worth a write.
 func (s *Store) saveNews() {
-	grown, c := time.Duration(0), s.claimer.claim
-	if c.state == confirmed && len(s.disk.Claims) > 0 {
-		grown = c.tenure - time.Duration(s.disk.Claims[0].TenureMS)*time.Millisecond
+	age, grown := s.claimer.age(s.now()), time.Duration(0)
+	if age > 0 && len(s.disk.Claims) > 0 {
+		grown = age - time.Duration(s.disk.Claims[0].TenureMS)*time.Millisecond
 	}
 	live := s.liveEndpoints()
 	moved := len(live) > 0 && !slices.Equal(live, s.disk.Endpoints)
-	if moved || s.diskErr != nil || grown >= time.Hour || grown >= time.Minute && 10*grown >= c.tenure {
+	if moved || s.diskErr != nil || grown >= time.Hour || grown >= time.Minute && 10*grown >= age {
 		s.save()
 	}
 }
@@ -189,6 +189,7 @@ func (s *Store) saveNews() {
 // save writes the state with what is known now. A failure is a problem, not an end.
 func (s *Store) save() {
 	if c := s.claimer.claim; c.state == confirmed && len(s.disk.Claims) > 0 {
+		c.tenure = s.claimer.age(s.now())
 		s.disk.Claims[0] = toDisk(c)
 	}
 	if live := s.liveEndpoints(); len(live) > 0 {
@@ -220,8 +221,8 @@ func (s *Store) weightOf(at netip.AddrPort) uint64 {
 // leave says goodbye: the record that says so directly to every member, so that routes go at once, then by gossip, then
 // memberlist's own.
 func (s *Store) leave() {
-	s.claimer.refresh(s.now())
 	s.save()
+	s.claimer.claim.tenure = s.claimer.age(s.now())
 	if err := s.renew(flagLeaving); err != nil {
 		s.config.Log.Warn("gossip: leave", "err", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -295,60 +294,50 @@ func pingAll(t *testing.T, l *Lab) {
 	}
 }
 
-// Whenever somebody who adds and removes nodes is killed, the record covers what exists, and the lab can go on.
-func TestKilledDuringChange(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
-	for i := range 16 {
-		dir := labDir(t)
-		if out, err := role(t, "up", dir, "lasting", []string{StoreGossip, StoreFile}[i%2]).CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
+// Two processes that change a lasting lab see each other's changes.
+func TestTwoChangers(t *testing.T) {
+	dir := labDir(t)
+	if out, err := role(t, "up", dir, "lasting", StoreGossip).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	a, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range []*Lab{a, b, a} {
+		if n, err := l.AddNode(testContext(t)); err != nil || n.Number != 4+i || len(l.Nodes()) != 4+i {
+			t.Errorf("added %+v to %d, %v", n, len(l.Nodes()), err)
 		}
-		cmd := role(t, "churn", dir)
-		var out bytes.Buffer
-		cmd.Stderr = &out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		delay := 15*time.Millisecond + time.Duration(random.Int64N(int64(200*time.Millisecond)))
-		time.Sleep(delay)
-		cmd.Process.Kill()
-		cmd.Wait()
-		l, err := Open(dir)
-		if err != nil || out.Len() > 0 {
-			t.Fatalf("%v; %s", err, out.String())
-		}
-		var states []string
-		for _, n := range l.record().Nodes {
-			states = append(states, fmt.Sprintf("%s started=%t wired=%t leaving=%t", n.name(), n.Daemon.PID != 0, n.Wired, n.Leaving))
-		}
-		t.Logf("killed after %v: %s", delay, strings.Join(states, ", "))
-		if i%3 > 0 {
-			goOn(t, l)
-		}
-		if err := Down(dir, nil); err != nil {
-			t.Errorf("down after a kill at %v: %v", delay, err)
-		}
-		nothingLeft(t, dir)
+	}
+	if err := a.Down(); err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t, dir)
+	if _, err := b.AddNode(testContext(t)); err == nil || !strings.Contains(err.Error(), "there no more") {
+		t.Errorf("node for a lab that is gone: %v", err)
 	}
 }
 
-// goOn adds a node beside those that are whole and those that are not, and removes all but two.
-func goOn(t *testing.T, l *Lab) {
-	t.Helper()
+// What a killed process left half done does not stand in the way: a kernel node half gone, pods half linked.
+func TestHalfDone(t *testing.T) {
+	l := up(t, fakeConfig(labDir(t), StoreGossip))
+	gone := l.rec.Nodes[2]
+	err := errors.Join(l.edit(func() { gone.Leaving = true }), (&teardown{rec: l.rec.only(gone), progress: l.progress}).clear(),
+		l.edit(func() { l.rec.Nodes[0].Wired = false }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Settle(testContext(t), 1); err != nil || len(nodeOf(t, l, 1).Pods) != 2 {
+		t.Errorf("got %v, %+v", err, nodeOf(t, l, 1))
+	}
 	if _, err := l.AddNode(testContext(t)); err != nil {
 		t.Error(err)
 	}
-	for _, n := range l.Nodes() {
-		if n.Number == 1 || n.Number == 3 {
-			continue
-		}
-		if err := l.RemoveNode(testContext(t), n.Number, syscall.SIGTERM); err != nil {
-			t.Error(err)
-		}
-	}
-	if left, _ := filepath.Glob(netnsDir + "/tulle-n[24-9]*"); len(left) > 0 || len(l.Nodes()) != 2 {
-		t.Errorf("left: %v, %+v", left, l.Nodes())
+	if err := l.RemoveNode(testContext(t), 3, syscall.SIGTERM); err != nil || len(l.Nodes()) != 3 {
+		t.Errorf("got %v, %d nodes", err, len(l.Nodes()))
 	}
 }

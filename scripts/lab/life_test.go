@@ -311,3 +311,61 @@ func (w trigger) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+// Whenever somebody who adds and removes nodes is killed, the record covers what exists, and the lab can go on.
+func TestKilledDuringChange(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for i := range 16 {
+		dir := labDir(t)
+		if out, err := role(t, "up", dir, "lasting", []string{StoreGossip, StoreFile}[i%2]).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		cmd := role(t, "churn", dir)
+		var out bytes.Buffer
+		cmd.Stderr = &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		delay := 15*time.Millisecond + time.Duration(random.Int64N(int64(200*time.Millisecond)))
+		time.Sleep(delay)
+		cmd.Process.Kill()
+		cmd.Wait()
+		l, err := Open(dir)
+		if err != nil || out.Len() > 0 {
+			t.Fatalf("%v; %s", err, out.String())
+		}
+		var states []string
+		for _, n := range l.record().Nodes {
+			states = append(states, fmt.Sprintf("%s started=%t wired=%t leaving=%t", n.name(), n.Daemon.PID != 0, n.Wired, n.Leaving))
+		}
+		t.Logf("killed after %v: %s", delay, strings.Join(states, ", "))
+		if i%3 > 0 {
+			goOn(t, l)
+		}
+		if err := Down(dir, nil); err != nil {
+			t.Errorf("down after a kill at %v: %v", delay, err)
+		}
+		nothingLeft(t, dir)
+	}
+}
+
+// goOn adds a node beside those that are whole and those that are not, and removes all but two.
+func goOn(t *testing.T, l *Lab) {
+	t.Helper()
+	if _, err := l.AddNode(testContext(t)); err != nil {
+		t.Error(err)
+	}
+	for _, n := range l.Nodes() {
+		if n.Number == 1 || n.Number == 3 {
+			continue
+		}
+		if err := l.RemoveNode(testContext(t), n.Number, syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, _ := filepath.Glob(netnsDir + "/tulle-n[24-9]*"); len(left) > 0 || len(l.Nodes()) != 2 {
+		t.Errorf("left: %v, %+v", left, l.Nodes())
+	}
+}
