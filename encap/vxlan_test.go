@@ -178,7 +178,7 @@ func FuzzVXLAN(f *testing.F) {
 	f.Fuzz(func(t *testing.T, vni uint32, data []byte) {
 		v := codec(t, vni&MaxVNI)
 		if len(data) > packet.MaxFrame {
-			t.Skip()
+			return
 		}
 		frame := load(b, data)
 		if verdict := v.Decap(frame); (verdict == packet.None) != plainVXLAN(data, vni&MaxVNI) {

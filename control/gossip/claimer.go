@@ -23,7 +23,7 @@ type claimer struct {
 
 	barredAt time.Duration // valid iff problem is of being barred: since when
 	barred   bool
-	lost     uint64 // claims withdrawn because somebody else owned the block
+	lost     uint64 // confirmed claims withdrawn because somebody else owned the block
 	problem  string // why there is no confirmed claim; "" while one is under way
 }
 
@@ -108,7 +108,7 @@ func (c *claimer) age(now time.Duration) time.Duration {
 func (c *claimer) refresh(s situation) {
 	age := c.age(s.now)
 	grown := age - c.claim.tenure
-	if c.challenged(s.others) || grown >= time.Minute && 2*grown >= age || grown >= time.Hour {
+	if c.challenged(s.others) || grown >= 10*time.Second && 2*grown >= age || grown >= time.Hour {
 		c.claim.tenure = age
 	}
 }
@@ -130,7 +130,9 @@ func (c *claimer) challenged(others []holding) (news bool) {
 func (c *claimer) defend(s situation) {
 	mine := holding{c.claim, s.self}
 	if best := owner(c.claim.block, append(slices.Clone(s.others), mine)); best.of != s.self {
-		c.lost++
+		if c.claim.state == confirmed { // of two that choose at once, one loses: nothing to note
+			c.lost++
+		}
 		c.withdraw()
 	}
 }

@@ -169,7 +169,6 @@ func TestRejoinAfterTheSeedRestarts(t *testing.T) {
 	c := newCluster(t)
 	n1, n2, n3 := c.start(1), c.start(2), c.start(3)
 	awaitMesh(t, n1, n2, n3)
-	subnet := n1.now().Self.Subnet
 	n1.kill()
 	await(t, "the seed to be dead", func() bool { return n2.peer(n1).State == Dead && n3.peer(n1).State == Dead }, n2, n3)
 	if err := os.RemoveAll(n1.config.StateDir); err != nil { // it knows nobody: the others have to find it
@@ -177,9 +176,6 @@ func TestRejoinAfterTheSeedRestarts(t *testing.T) {
 	}
 	n1 = n1.restart()
 	awaitMesh(t, n1, n2, n3)
-	if n1.now().Self.Subnet == subnet {
-		t.Errorf("the dead seed's %s was given away", subnet)
-	}
 }
 
 func TestNoFreeSubnet(t *testing.T) {

@@ -21,7 +21,7 @@ type View struct {
 	Refused     map[string]uint64
 	LastRefused map[string]string // the last one for each reason, in words
 	Members     int               // live nodes, this one too
-	Withdrawn   uint64            // claims that this node gave up because the block was another's
+	Withdrawn   uint64            // confirmed claims that this node gave up because the block was another's
 }
 
 // A Peer is another node. Immutable.

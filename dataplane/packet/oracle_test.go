@@ -156,7 +156,7 @@ func FuzzParse(f *testing.F) {
 	b := packet.NewBatch(0)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > packet.MaxFrame {
-			t.Skip()
+			return
 		}
 		frame := load(b, data)
 		v := frame.Parse()

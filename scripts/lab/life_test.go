@@ -258,7 +258,7 @@ func TestUpFails(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := Up(testContext(t), fakeConfig(dir, StoreGossip))
-		if err == nil || !strings.Contains(err.Error(), "node n1: daemon ended") || !strings.Contains(err.Error(), "crash was asked for") {
+		if err == nil || !strings.Contains(err.Error(), ": daemon ended") || !strings.Contains(err.Error(), "crash was asked for") {
 			t.Errorf("got %v", err)
 		}
 		if err := os.Remove(filepath.Join(dir, "crash")); err != nil {
