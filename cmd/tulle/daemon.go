@@ -103,6 +103,9 @@ func (d *daemon) openStores(peers []control.Node) error {
 		TunnelPort: c.vxlan.Port, BindPort: c.gossip.port, Join: c.gossip.join, Key: c.gossip.key, StateDir: c.gossip.stateDir,
 		Reserved: d.network.reserved, Log: slog.Default(),
 	})
+	if err == nil {
+		d.network.live = d.gossip.View
+	}
 	return err
 }
 

@@ -18,6 +18,7 @@ type network struct {
 	base    control.State // this node, without peers; the subnet is valid iff it was given
 	publish func(*tables.Set)
 	settle  func(control.State)
+	live    func() gossip.View // the store's view now; nil without gossip
 
 	mu          sync.Mutex // guards the rest
 	file        []control.Node
@@ -126,6 +127,10 @@ type peerReport struct {
 
 // peers reports every node that a store knows.
 func (n *network) peers() []peerReport {
+	var heard []gossip.Peer
+	if n.live != nil {
+		heard = n.live().Peers // not under n.mu: the store asks for reserved under its own lock
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	reasons := map[control.Node]string{}
@@ -142,7 +147,7 @@ func (n *network) peers() []peerReport {
 		r.Source, r.State, r.Routable, r.Reason = "file", "static", routed(p), reasons[p]
 		peers = append(peers, r)
 	}
-	for _, p := range n.gossip.Peers {
+	for _, p := range heard {
 		r := reportNode(p.Node)
 		r.Source, r.State, r.Routable, r.Reason = "gossip", p.State, p.Routable && routed(p.Node), p.Reason
 		if r.Reason == "" {
