@@ -206,6 +206,22 @@ func TestEncapsulatedBytes(t *testing.T) {
 	}
 }
 
+// TestEncapsulatedChecksum demands that a checksum which the pod's kernel left to the device is finished on the wire: a
+// receiver behind a real network has no other.
+func TestEncapsulatedChecksum(t *testing.T) {
+	r := newRig(t)
+	want := udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 64)
+	partial := bytes.Clone(want)
+	pseudo := packet.Sum(0).Add(want[26:34]).AddUint16(packet.ProtoUDP).AddUint16(8 + 64).Fold()
+	partial[40], partial[41] = byte(pseudo>>8), byte(pseudo)
+	r.tap.put(memFrame{data: partial, vnet: packet.VNet{Flags: packet.VNetNeedsCsum, CsumStart: 34, CsumOffset: 6}})
+	r.turn(TAP)
+	out := r.underlay.taken()
+	if len(out) != 1 || !bytes.Equal(out[0].data[vip:], want[14:]) {
+		t.Errorf("sent %v, want the inner packet %v", out, want[14:])
+	}
+}
+
 func fixIPChecksum(frame []byte) {
 	ip := frame[14:34]
 	ip[10], ip[11] = 0, 0

@@ -34,9 +34,8 @@ const (
 
 // IP protocol numbers.
 const (
-	ProtoICMP = 1
-	ProtoTCP  = 6
-	ProtoUDP  = 17
+	ProtoTCP = 6
+	ProtoUDP = 17
 )
 
 // A Frame is one packet as a port handed it over: an Ethernet frame of up to 64 KiB,
