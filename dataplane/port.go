@@ -26,8 +26,8 @@ type Port interface {
 // A Codec puts the encapsulation on and takes it off. It is shared by all workers and
 // safe for concurrent use.
 type Codec interface {
-	// Overhead is what the encapsulation adds to an inner IP packet over IPv4, in bytes.
-	Overhead() int
+	// Overhead is what the encapsulation adds to an inner IP packet, the outer IP header included, in bytes.
+	Overhead(outerIPv6 bool) int
 	// Encap prepends the header to a frame that Parse accepted.
 	Encap(*packet.Frame) packet.Verdict
 	// Decap strips the header, so that the frame starts with an Ethernet header.

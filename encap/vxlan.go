@@ -20,6 +20,7 @@ const (
 	vxlanFlags = 0x08000000
 
 	outerIPv4Len = 20
+	outerIPv6Len = 40
 	outerUDPLen  = 8
 
 	// MaxVNI is the largest VXLAN network identifier.
@@ -40,9 +41,16 @@ func NewVXLAN(vni uint32) (*VXLAN, error) {
 	return v, nil
 }
 
-// Overhead returns 50: outer IPv4, UDP, VXLAN and inner Ethernet.
-func (v *VXLAN) Overhead() int {
-	return outerIPv4Len + outerUDPLen + vxlanLen + packet.EthernetLen
+// Overhead returns 50, or 70 with an outer IPv6 header: outer IP, UDP, VXLAN and inner Ethernet.
+func (v *VXLAN) Overhead(outerIPv6 bool) int {
+	return outerIPLen(outerIPv6) + outerUDPLen + vxlanLen + packet.EthernetLen
+}
+
+func outerIPLen(v6 bool) int {
+	if v6 {
+		return outerIPv6Len
+	}
+	return outerIPv4Len
 }
 
 // Encap prepends the VXLAN header.

@@ -59,7 +59,10 @@ func TestEncapBytes(t *testing.T) {
 	if _, err := NewVXLAN(MaxVNI + 1); err == nil {
 		t.Error("a VNI of 25 bits is accepted")
 	}
-	if got := codec(t, 1).Overhead(); got != 20+8+8+14 {
+	if got := codec(t, 1).Overhead(true); got != 40+8+8+14 {
+		t.Errorf("overhead over IPv6 %d, want 70", got)
+	}
+	if got := codec(t, 1).Overhead(false); got != 20+8+8+14 {
 		t.Errorf("overhead %d, want 50", got)
 	}
 }

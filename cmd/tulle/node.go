@@ -252,8 +252,8 @@ func (c *daemonConfig) checkMTU() error {
 		underlay = c.vxlan.MTU
 	}
 	const minMTU = 576 // every IPv4 host takes this (RFC 791)
-	if c.mtu = underlay - codec.Overhead(); c.mtu < minMTU {
-		return fmt.Errorf("underlay MTU %d of %s leaves %d bytes for pods after %d of VXLAN (needed: %d)", underlay, c.link.Name, c.mtu, codec.Overhead(), minMTU)
+	if c.mtu = underlay - codec.Overhead(false); c.mtu < minMTU {
+		return fmt.Errorf("underlay MTU %d of %s leaves %d bytes for pods after %d of VXLAN (needed: %d)", underlay, c.link.Name, c.mtu, codec.Overhead(false), minMTU)
 	}
 	return nil
 }

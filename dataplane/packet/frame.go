@@ -30,12 +30,15 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 const (
 	EtherTypeIPv4 = 0x0800
 	EtherTypeARP  = 0x0806
+	EtherTypeIPv6 = 0x86dd
 )
 
 // IP protocol numbers.
 const (
-	ProtoTCP = 6
-	ProtoUDP = 17
+	ProtoICMP   = 1
+	ProtoTCP    = 6
+	ProtoUDP    = 17
+	ProtoICMPv6 = 58
 )
 
 // A Frame is one packet as a port handed it over: an Ethernet frame of up to 64 KiB,
@@ -57,12 +60,23 @@ type Frame struct {
 	Src, Dst  netip.Addr // valid iff IPv4
 	Hash      uint32     // symmetric flow hash; without ports for fragments
 
+	// Where a fragment lies in its datagram. Valid iff Fragment.
+	FragmentID     uint32
+	FragmentOffset int // bytes
+	MoreFragments  bool
+
 	// VNet is the offload metadata: what the sender left undone.
 	VNet VNet
 
 	// Segments is the number of wire segments the frame stands for: 1 after Read,
 	// exact once Parse returned None.
 	Segments int
+
+	// Detached says that the frame's bytes begin with the IP header: it came without an Ethernet header
+	// and has one of its own beside the slot, whose bytes in front of it are another frame's. L2 is then EthernetLen
+	// in front of L3, for arithmetic alone, and may be negative.
+	Detached bool
+	link     [EthernetLen]byte // valid iff Detached
 
 	// Truncated says that the port could not read the whole frame.
 	Truncated bool
@@ -112,15 +126,31 @@ func (f *Frame) Strip(n int) bool {
 
 // SetMACs writes the Ethernet destination and source. Valid iff Parse returned None.
 func (f *Frame) SetMACs(dst, src MAC) {
-	copy(f.buf[f.L2:], dst[:])
-	copy(f.buf[f.L2+6:], src[:])
+	link := f.linkHeader()
+	copy(link, dst[:])
+	copy(link[6:], src[:])
 }
 
-// DstMAC returns the Ethernet destination. Valid iff Parse returned None.
-func (f *Frame) DstMAC() MAC { return MAC(f.buf[f.L2 : f.L2+6]) }
+// DstMAC returns the Ethernet destination. Valid iff Parse returned None and not Detached.
+func (f *Frame) DstMAC() MAC { return MAC(f.linkHeader()[:6]) }
 
-// SrcMAC returns the Ethernet source. Valid iff Parse returned None.
-func (f *Frame) SrcMAC() MAC { return MAC(f.buf[f.L2+6 : f.L2+12]) }
+// SrcMAC returns the Ethernet source. Valid iff Parse returned None and not Detached.
+func (f *Frame) SrcMAC() MAC { return MAC(f.linkHeader()[6:12]) }
+
+// DetachedLink returns the Ethernet header that belongs in front of the frame's bytes; nil when they begin with it.
+func (f *Frame) DetachedLink() []byte {
+	if !f.Detached {
+		return nil
+	}
+	return f.link[:]
+}
+
+func (f *Frame) linkHeader() []byte {
+	if f.Detached {
+		return f.link[:]
+	}
+	return f.buf[f.L2 : f.L2+EthernetLen]
+}
 
 // TOS returns the IPv4 TOS byte (DSCP and ECN). Valid iff IPv4.
 func (f *Frame) TOS() uint8 { return f.buf[f.L3+1] }

@@ -11,20 +11,33 @@ const None Verdict = 0
 // Verdicts, in the order of a packet's way.
 const (
 	// The packet left, or was used up.
-	Encapsulated Verdict = iota + 1 // sent to a peer on the underlay
-	Delivered                       // written to the TAP
-	ARPAnswered                     // a request that the engine answered
+	Encapsulated  Verdict = iota + 1 // sent to a peer on the underlay
+	Delivered                        // written to the TAP
+	ARPAnswered                      // a request that the engine answered
+	NDAnswered                       // a neighbour solicitation that the engine answered
+	EchoAnswered                     // an echo request to the engine's own address
+	ProbeAnswered                    // the answer to a probe of this node's
 
 	// Reading and parsing.
 	DropNoTables       // no tables.Set published yet: fail closed
 	DropReadTruncated  // longer than the read buffer, or a short vnet_hdr
 	DropFrameTruncated // ends inside a header or before the length it claims
-	DropEtherType      // neither IPv4 nor ARP
+	DropEtherType      // neither IP nor ARP
 	DropARP            // an ARP that is not a request which the engine answers
+	DropND             // a neighbour discovery message that is not a solicitation which the engine answers
 	DropIPHeader       // version, header length or total length impossible
 	DropIPChecksum     // wrong IPv4 header checksum
+	DropExtension      // IPv6 extension headers malformed, forbidden or too many
+	DropL4Checksum     // wrong TCP, UDP or ICMP checksum
+	DropFragmentTiny   // a first fragment without its whole L4 header, or one that could overwrite it (RFC 1858, RFC 7112)
 	DropOffload        // vnet_hdr or super-packet metadata contradicts the headers
 	DropMulticast      // multicast or broadcast destination: the network is routed
+	DropMartian        // a source or destination that is never forwarded: loopback, link-local, unspecified, multicast source
+
+	// Fragments.
+	DropFragmentOverlap // overlaps another fragment of its datagram, or repeats one (RFC 5722)
+	DropFragmentOrphan  // its first fragment did not come in time
+	DropFragmentMemory  // came before its first fragment, and there is no room to wait
 
 	// Decapsulation.
 	DropUnknownPeer      // outer source is no known node
@@ -36,10 +49,17 @@ const (
 	DropInnerSource      // inner source does not belong to the sending node
 	DropECN              // congestion mark on a flow that cannot carry it (RFC 6040 section 4.2)
 	DropInnerDestination // inner destination is not on this node
+	DropNested           // a tunnel packet inside the tunnel, to the node itself
+
+	// Flows.
+	DropFlowTableFull // a new flow, and the table holds as many as it may
 
 	// Routing and sending.
 	DropNoRoute      // no FIB entry
 	DropReject       // a reject route: cluster network that no node owns
+	DropEngine       // to the engine's own address, which takes only echo requests and replies
+	DropTTL          // TTL or hop limit used up
+	DropTooBig       // larger than the path to the peer, and may not be fragmented
 	DropTAPWrite     // the TAP refused the frame
 	DropUnderlaySend // the underlay socket refused the datagram
 
@@ -51,15 +71,26 @@ var verdictNames = [NumVerdicts]string{
 	Encapsulated:         "encapsulated",
 	Delivered:            "delivered",
 	ARPAnswered:          "arp_answered",
+	NDAnswered:           "nd_answered",
+	EchoAnswered:         "echo_answered",
+	ProbeAnswered:        "probe_answered",
 	DropNoTables:         "drop_no_tables",
 	DropReadTruncated:    "drop_read_truncated",
 	DropFrameTruncated:   "drop_frame_truncated",
 	DropEtherType:        "drop_ethertype",
 	DropARP:              "drop_arp",
+	DropND:               "drop_nd",
 	DropIPHeader:         "drop_ip_header",
 	DropIPChecksum:       "drop_ip_checksum",
+	DropExtension:        "drop_extension",
+	DropL4Checksum:       "drop_transport_checksum",
+	DropFragmentTiny:     "drop_fragment_tiny",
 	DropOffload:          "drop_offload",
 	DropMulticast:        "drop_multicast",
+	DropMartian:          "drop_martian",
+	DropFragmentOverlap:  "drop_fragment_overlap",
+	DropFragmentOrphan:   "drop_fragment_orphan",
+	DropFragmentMemory:   "drop_fragment_memory",
 	DropUnknownPeer:      "drop_unknown_peer",
 	DropVXLANTruncated:   "drop_vxlan_truncated",
 	DropVXLANFlags:       "drop_vxlan_flags",
@@ -69,8 +100,13 @@ var verdictNames = [NumVerdicts]string{
 	DropInnerSource:      "drop_inner_source",
 	DropECN:              "drop_ecn",
 	DropInnerDestination: "drop_inner_destination",
+	DropNested:           "drop_nested",
+	DropFlowTableFull:    "drop_flow_table_full",
 	DropNoRoute:          "drop_no_route",
 	DropReject:           "drop_reject",
+	DropEngine:           "drop_engine",
+	DropTTL:              "drop_ttl",
+	DropTooBig:           "drop_too_big",
 	DropTAPWrite:         "drop_tap_write",
 	DropUnderlaySend:     "drop_underlay_send",
 }
@@ -87,7 +123,7 @@ func (v Verdict) String() string {
 func (v Verdict) Sent() bool { return v == Encapsulated || v == Delivered }
 
 // Consumed reports whether the engine used the packet up on purpose.
-func (v Verdict) Consumed() bool { return v == ARPAnswered }
+func (v Verdict) Consumed() bool { return v >= ARPAnswered && v <= ProbeAnswered }
 
 // Dropped reports whether the packet was thrown away.
 func (v Verdict) Dropped() bool { return v >= DropNoTables && v < NumVerdicts }

@@ -55,16 +55,20 @@ type MAC = packet.MAC
 type Node struct {
 	VTEP    MAC        // of the TAP: inner destination of what peers send here
 	Gateway MAC        // of the engine, on the TAP's other end
-	Engine  netip.Addr // the engine's own address, on no interface
+	Engine  netip.Addr // the engine's own IPv4 address, on no interface; zero without IPv4
+	Engine6 netip.Addr // its IPv6 address; zero without IPv6
 	MTU     int        // largest inner IP packet, bytes
+	Port    uint16     // UDP port of the tunnel
 }
 
-// A Peer is another node.
+// A Peer is another node in one address family: a dual-stack node is two of them, with an underlay address and a VXLAN each.
 type Peer struct {
 	Name     string
 	Endpoint netip.AddrPort // outer destination, and outer source but for the port
 	VTEP     MAC            // inner destination MAC of what is sent there
 	Sources  []netip.Prefix // inner sources it may send from: its subnets and own addresses
+	MTU      int            // largest inner IP packet that gets there in one piece, bytes
+	Probe    netip.Addr     // inner address there that answers echo requests; zero when none is known
 }
 
 // A Route is one FIB entry.
