@@ -21,7 +21,7 @@ var ErrGone = errors.New("the device was removed")
 type Queue struct {
 	fd    int
 	vnet  [packet.VNetLen]byte
-	iovec [2]unix.Iovec
+	iovec [3]unix.Iovec
 }
 
 // FD returns the descriptor, for polling.
@@ -64,6 +64,20 @@ func (q *Queue) Read(b *packet.Batch) (int, error) {
 	return maxReads, nil
 }
 
+// gather returns what a write of the frame consists of, and the length of its Ethernet frame.
+func (q *Queue) gather(f *packet.Frame) (iovecs []unix.Iovec, length int) {
+	f.VNet.Encode(q.vnet[:])
+	q.iovec[0].Base, q.iovec[0].Len = &q.vnet[0], packet.VNetLen
+	iovecs = q.iovec[:1]
+	for _, part := range [...][]byte{f.DetachedLink(), f.Bytes()} {
+		if len(part) > 0 {
+			iovecs = append(iovecs, unix.Iovec{Base: &part[0], Len: uint64(len(part))})
+			length += len(part)
+		}
+	}
+	return iovecs, length
+}
+
 // Write writes each frame with its offload metadata. The kernel refuses a frame when the
 // link is down, when memory is short or when it finds the metadata impossible.
 func (q *Queue) Write(b *packet.Batch) error {
@@ -79,20 +93,17 @@ func (q *Queue) Write(b *packet.Batch) error {
 }
 
 func (q *Queue) write(f *packet.Frame) error {
-	f.VNet.Encode(q.vnet[:])
-	data := f.Bytes()
-	q.iovec[0].Base, q.iovec[0].Len = &q.vnet[0], packet.VNetLen
-	q.iovec[1].Base, q.iovec[1].Len = &data[0], uint64(len(data))
+	iovecs, length := q.gather(f)
 	f.Sent, f.Refused, f.SentBytes = 0, 0, 0
 	var errno syscall.Errno
 	for range 3 { // a signal may interrupt a write; more than once is not worth a packet
-		if _, errno = rawWritev(q.fd, q.iovec[:]); errno != unix.EINTR {
+		if _, errno = rawWritev(q.fd, iovecs); errno != unix.EINTR {
 			break
 		}
 	}
 	switch errno {
 	case 0:
-		f.Sent, f.SentBytes = f.Segments, len(data)
+		f.Sent, f.SentBytes = f.Segments, length
 	case unix.EBADFD:
 		f.Refused = f.Segments
 		return fmt.Errorf("write tap: %w", ErrGone)
