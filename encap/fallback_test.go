@@ -1,6 +1,7 @@
 package encap
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"runtime"
@@ -13,47 +14,62 @@ import (
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
 
-// refuseSegments makes the kernel answer UDP_SEGMENT with EINVAL: it needs checksums.
-func refuseSegments(t *testing.T, u *Underlay) {
+// UDP_NO_CHECK6_TX and UDP_NO_CHECK6_RX (include/uapi/linux/udp.h).
+const (
+	udpNoCheck6Send    = 101
+	udpNoCheck6Receive = 102
+)
+
+// refuseSegments makes the kernel answer UDP_SEGMENT with EINVAL, which needs checksums, and the receiver take
+// what comes without.
+func refuseSegments(t *testing.T, from, to *Underlay) {
 	t.Helper()
-	for i := range u.senders {
-		if err := unix.SetsockoptInt(u.senders[i].fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1); err != nil {
-			t.Fatal(err)
-		}
+	level, option := unix.SOL_SOCKET, unix.SO_NO_CHECK
+	if from.family == &inet6 {
+		level, option = unix.IPPROTO_UDP, udpNoCheck6Send
+	}
+	err := unix.SetsockoptInt(to.receiver, unix.IPPROTO_UDP, udpNoCheck6Receive, 1)
+	for i := range from.senders {
+		err = errors.Join(err, unix.SetsockoptInt(from.senders[i].fd, level, option, 1))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
 func TestFallback(t *testing.T) {
-	a, b, to := pair(t)
-	refuseSegments(t, a)
-	out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
-	write := func() {
-		out.Reset()
-		outgoing(t, out, flow{1, 2}.tcp(t, pattern(10)), 0, to)
-		outgoing(t, out, flow{1, 2}.tcp(t, pattern(60000)), 1410, to).OuterTOS = 1
-		outgoing(t, out, flow{1, 2}.tcp(t, pattern(20000)), 100, to) // four messages
-		outgoing(t, out, flow{1, 2}.tcp(t, pattern(11)), 0, to)
-		want := wireOf(out)
-		a.Write(out)
-		checkSent(t, out)
-		got := receive(t, b, in, len(want))
-		checkArrived(t, got, want)
-		if got[0].tos != 0 || got[1].tos != 1 || got[43].tos != 1 || got[44].tos != 0 {
-			t.Error("the TOS byte is another without UDP_SEGMENT")
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		a, b, to := lo.pair(t)
+		refuseSegments(t, a, b)
+		out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
+		write := func() {
+			out.Reset()
+			outgoing(t, out, flow{1, 2}.tcp(t, pattern(10)), 0, to)
+			outgoing(t, out, flow{1, 2}.tcp(t, pattern(60000)), 1410, to).OuterTOS = 1
+			outgoing(t, out, flow{1, 2}.tcp(t, pattern(20000)), 100, to) // four messages
+			outgoing(t, out, flow{1, 2}.tcp(t, pattern(11)), 0, to)
+			want := wireOf(out)
+			a.Write(out)
+			checkSent(t, out)
+			got := receive(t, b, in, len(want))
+			checkArrived(t, got, want)
+			if got[0].tos != 0 || got[1].tos != 1 || got[43].tos != 1 || got[44].tos != 0 {
+				t.Error("the TOS byte is another without UDP_SEGMENT")
+			}
 		}
-	}
-	write()
-	if got := a.Fallbacks(); got != 5 {
-		t.Errorf("%d fallbacks, want one for each of 5 messages", got)
-	}
-	if got := a.Offloads(); !slices.Equal(got, []string{"udp_gro"}) {
-		t.Errorf("offloads %v after a refusal", got)
-	}
-	before := a.Fallbacks()
-	write()
-	if got := a.Fallbacks(); got != before {
-		t.Errorf("%d more fallbacks: UDP_SEGMENT is tried again", got-before)
-	}
+		write()
+		if got := a.Fallbacks(); got != 5 {
+			t.Errorf("%d fallbacks, want one for each of 5 messages", got)
+		}
+		if got := a.Offloads(); !slices.Equal(got, []string{"udp_gro"}) {
+			t.Errorf("offloads %v after a refusal", got)
+		}
+		before := a.Fallbacks()
+		write()
+		if got := a.Fallbacks(); got != before {
+			t.Errorf("%d more fallbacks: UDP_SEGMENT is tried again", got-before)
+		}
+	})
 }
 
 // A destination that no datagram can be sent to is refused, and nothing is concluded from it about
@@ -119,21 +135,23 @@ func inNamespace(t *testing.T, mtu int) {
 // Datagrams larger than the MTU leave as fragments, and a super-packet whose segments do not
 // fit does so too; UDP_SEGMENT stays on for the others.
 func TestLargerThanMTU(t *testing.T) {
-	inNamespace(t, 1500)
-	a, b, to := pair(t)
-	out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
-	for range 2 {
-		outgoing(t, out, flow{1, 2}.udp(t, pattern(5000)), 0, to)
-		outgoing(t, out, flow{1, 2}.udp(t, pattern(9000)), 2000, to)
-		outgoing(t, out, flow{1, 2}.udp(t, pattern(9000)), 1410, to)
-	}
-	want := wireOf(out)
-	a.Write(out)
-	checkSent(t, out)
-	checkArrived(t, receive(t, b, in, len(want)), want)
-	if a.Fallbacks() != 2 || !slices.Contains(a.Offloads(), "udp_segment") {
-		t.Errorf("%d fallbacks, offloads %v; want 2, one for each super-packet with large segments", a.Fallbacks(), a.Offloads())
-	}
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		inNamespace(t, 1500)
+		a, b, to := lo.pair(t)
+		out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
+		for range 2 {
+			outgoing(t, out, flow{1, 2}.udp(t, pattern(5000)), 0, to)
+			outgoing(t, out, flow{1, 2}.udp(t, pattern(9000)), 2000, to)
+			outgoing(t, out, flow{1, 2}.udp(t, pattern(9000)), 1390, to)
+		}
+		want := wireOf(out)
+		a.Write(out)
+		checkSent(t, out)
+		checkArrived(t, receive(t, b, in, len(want)), want)
+		if a.Fallbacks() != 2 || !slices.Contains(a.Offloads(), "udp_segment") {
+			t.Errorf("%d fallbacks, offloads %v; want 2, one for each super-packet with large segments", a.Fallbacks(), a.Offloads())
+		}
+	})
 }
 
 // Without a route (ENETUNREACH) every frame is refused, at once and for good, and that is no

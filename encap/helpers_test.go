@@ -2,6 +2,7 @@ package encap
 
 import (
 	"bytes"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -50,6 +51,21 @@ func serialize(t testing.TB, proto layers.IPProtocol, l4 l4Layer, payload []byte
 		t.Fatal(err)
 	}
 	return buf.Bytes()[:packet.EthernetLen+int(ip.Length)]
+}
+
+// ipv6UDP is an Ethernet frame with n bytes of UDP data over IPv6.
+func ipv6UDP(t testing.TB, n int) []byte {
+	t.Helper()
+	eth := &layers.Ethernet{SrcMAC: []byte{2, 0, 0, 0, 0, 1}, DstMAC: []byte{2, 0, 0, 0, 0, 2}, EthernetType: layers.EthernetTypeIPv6}
+	ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: net.ParseIP("fd00:1::2"), DstIP: net.ParseIP("fd00:2::2")}
+	udp := &layers.UDP{SrcPort: 1, DstPort: 2}
+	udp.SetNetworkLayerForChecksum(ip)
+	buf := gopacket.NewSerializeBuffer()
+	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
+	if err := gopacket.SerializeLayers(buf, opts, eth, ip, udp, gopacket.Payload(pattern(n))); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
 }
 
 // pattern is n bytes that repeat only after a long while.
@@ -108,7 +124,12 @@ func open(t testing.TB, address string) *Underlay { return openGroup(t, address,
 
 func openGroup(t testing.TB, address string, n int) []*Underlay {
 	t.Helper()
-	all, err := Open(netip.MustParseAddrPort(address), codec(t, 1), n)
+	return openConfig(t, Config{Local: netip.MustParseAddrPort(address), Framing: codec(t, 1), Workers: n})
+}
+
+func openConfig(t testing.TB, c Config) []*Underlay {
+	t.Helper()
+	all, err := Open(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,8 +146,22 @@ func openGroup(t testing.TB, address string, n int) []*Underlay {
 // pair is two underlays on loopback addresses and the address of the second.
 func pair(t testing.TB) (a, b *Underlay, to netip.AddrPort) {
 	t.Helper()
-	a, b = open(t, "127.0.0.1:0"), open(t, "127.0.0.2:0")
+	return loopback{"127.0.0.1:0", "127.0.0.2:0"}.pair(t)
+}
+
+// A loopback is where two underlays can meet.
+type loopback struct{ a, b string }
+
+func (lo loopback) pair(t testing.TB) (a, b *Underlay, to netip.AddrPort) {
+	t.Helper()
+	a, b = open(t, lo.a), open(t, lo.b)
 	return a, b, boundTo(t, b.receiver)
+}
+
+// inBothFamilies runs a test over IPv4 and over IPv6.
+func inBothFamilies(t *testing.T, test func(*testing.T, loopback)) {
+	t.Run("IPv4", func(t *testing.T) { test(t, loopback{"127.0.0.1:0", "127.0.0.2:0"}) })
+	t.Run("IPv6", func(t *testing.T) { test(t, loopback{"[::1]:0", "[::1]:0"}) })
 }
 
 func boundTo(t testing.TB, fd int) netip.AddrPort {
@@ -135,8 +170,14 @@ func boundTo(t testing.TB, fd int) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sa4 := sa.(*unix.SockaddrInet4)
-	return netip.AddrPortFrom(netip.AddrFrom4(sa4.Addr), uint16(sa4.Port))
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	t.Fatalf("bound to %v", sa)
+	return netip.AddrPort{}
 }
 
 // datagram is a received frame, copied.

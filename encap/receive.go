@@ -13,15 +13,14 @@ import (
 // cut segments, that one system call takes.
 const receiveBatch = 16
 
-// maxDatagram is one byte more than UDP over IPv4 can carry, so that a full buffer means a
-// cut datagram.
-const maxDatagram = 65536 - outerIPv4Len - outerUDPLen
+// maxDatagram is one byte more than UDP can carry over IPv6, and more than that over IPv4.
+const maxDatagram = 65536 - outerUDPLen
 
 // A receiveRing is what one recvmmsg(2) fills besides the frames' bytes.
 type receiveRing struct {
 	msgs    [receiveBatch]mmsghdr
 	iovecs  [receiveBatch]unix.Iovec
-	names   [receiveBatch]unix.RawSockaddrInet4
+	names   [receiveBatch]sockaddr
 	control [receiveBatch][controlLen]byte
 	slots   [receiveBatch][]byte
 }
@@ -49,7 +48,7 @@ func (r *receiveRing) arm(b *packet.Batch) int {
 		r.iovecs[i].Base = &slot[packet.Headroom]
 		r.iovecs[i].SetLen(maxDatagram)
 		h := &r.msgs[i].hdr
-		h.Namelen = unix.SizeofSockaddrInet4
+		h.Namelen = unix.SizeofSockaddrInet6
 		h.SetControllen(controlLen)
 		h.Flags = 0
 	}

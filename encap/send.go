@@ -12,8 +12,6 @@ const (
 	// maxSegments is what every kernel with UDP_SEGMENT takes in one send: 64 before
 	// Linux 6.9, of which older checks lose one to the header.
 	maxSegments = 63
-	// maxPayload is the largest UDP payload over IPv4, of all segments of one send together.
-	maxPayload = 65535 - outerIPv4Len - outerUDPLen
 
 	// Capacity of a sendArena. A flush makes room, so these bound memory and not what can be sent.
 	maxMessages = 64
@@ -27,13 +25,14 @@ const (
 
 // A sender is one sending socket with the messages queued for it.
 type sender struct {
-	fd    int
-	gso   bool // UDP_SEGMENT works on this socket
-	count int
-	msgs  [maxMessages]mmsghdr
-	meta  [maxMessages]message
-	names [maxMessages]unix.RawSockaddrInet4
-	ctl   [maxMessages][controlLen]byte
+	fd     int
+	family *family
+	gso    bool // UDP_SEGMENT works on this socket
+	count  int
+	msgs   [maxMessages]mmsghdr
+	meta   [maxMessages]message
+	names  [maxMessages]sockaddr
+	ctl    [maxMessages][controlLen]byte
 }
 
 // A message says whose datagrams a mmsghdr sends.
@@ -72,11 +71,11 @@ func (a *sendArena) iovec(b []byte) {
 
 // queue turns a frame into messages of the sender that its flow hashes to.
 func (u *Underlay) queue(f *packet.Frame) {
-	if to := f.Remote.Addr(); !to.Is4() && !to.Is4In6() {
+	if familyOf(f.Remote.Addr()) != u.family {
 		f.Refused = f.Segments
 		return
 	}
-	s := &u.senders[f.Hash%senders]
+	s := &u.senders[f.Hash&uint32(len(u.senders)-1)]
 	if f.VNet.GSOType == packet.GSONone {
 		u.reserve(s, 1, 0)
 		first := u.out.nIovecs
@@ -101,7 +100,7 @@ func (u *Underlay) queueSuper(s *sender, f *packet.Frame) {
 	size := cut.HeaderLen() + int(f.VNet.GSOSize) // of each datagram but the last
 	perMessage := 1
 	if s.gso {
-		perMessage = max(1, min(maxSegments, maxPayload/size))
+		perMessage = max(1, min(maxSegments, s.family.maxPayload/size))
 	}
 	for more := true; more; {
 		u.reserve(s, perMessage, cut.HeaderLen())
@@ -139,24 +138,23 @@ func (u *Underlay) cutOne(cut *packet.Segmenter) (int, bool) {
 func (s *sender) add(f *packet.Frame, iovecs []unix.Iovec, segments, bytes, segmentSize int) {
 	i := s.count
 	s.count++
-	s.names[i] = sockaddr(f.Remote)
 	s.meta[i] = message{frame: f, segments: segments, bytes: bytes}
 	h := &s.msgs[i].hdr
-	h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.names[i])), unix.SizeofSockaddrInet4
+	h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.names[i])), putSockaddr(&s.names[i], f.Remote)
 	h.Iov = &iovecs[0]
 	h.SetIovlen(len(iovecs))
 	s.setControl(i, segments, segmentSize)
 }
 
 // setControl writes the control messages of message i: the segment size when there are
-// several segments, the TOS byte when it is not zero.
+// several segments, the TOS byte or traffic class when it is not zero.
 func (s *sender) setControl(i, segments, segmentSize int) {
 	used := 0
 	if segments > 1 {
 		used = putControl(&s.ctl[i], used, unix.IPPROTO_UDP, unix.UDP_SEGMENT, uint32(segmentSize), 2)
 	}
 	if tos := s.meta[i].frame.OuterTOS; tos != 0 {
-		used = putControl(&s.ctl[i], used, unix.IPPROTO_IP, unix.IP_TOS, uint32(tos), 4)
+		used = putControl(&s.ctl[i], used, int32(s.family.level), int32(s.family.tos), uint32(tos), 4)
 	}
 	h := &s.msgs[i].hdr
 	h.Control = nil

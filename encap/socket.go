@@ -24,7 +24,7 @@ func openReceiver(local netip.AddrPort, first, shared bool) (fd int, gro bool, e
 	if first {
 		prepare = func(int) error { return nil }
 	}
-	fd, err = openUDP(local, prepare)
+	fd, err = openUDP(local, unix.IP_PMTUDISC_DONT, prepare)
 	if err == nil && first && shared {
 		if err = share(fd); err != nil {
 			unix.Close(fd)
@@ -38,47 +38,70 @@ func openReceiver(local netip.AddrPort, first, shared bool) (fd int, gro bool, e
 		return -1, false, err
 	}
 	forceBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1); err != nil {
+	family := familyOf(local.Addr())
+	if err := unix.SetsockoptInt(fd, family.level, family.receiveTOS, 1); err != nil {
 		unix.Close(fd)
-		return -1, false, fmt.Errorf("udp socket: IP_RECVTOS: %w", err)
+		return -1, false, fmt.Errorf("udp socket: IP_RECVTOS, IPV6_RECVTCLASS: %w", err)
 	}
 	gro = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
 	return fd, gro, nil
 }
 
-// openSender returns a socket with a source port of its own, and whether the kernel
-// has UDP_SEGMENT. What is sent back to its port is dropped by a filter and not queued.
-func openSender(local netip.Addr) (fd int, gso bool, err error) {
-	fd, err = openUDP(netip.AddrPortFrom(local, 0), func(fd int) error {
+// openDeaf returns a socket with a source port of its own. What is sent back to it is dropped by a filter
+// and not queued.
+func openDeaf(local netip.Addr, discovery int) (int, error) {
+	return openUDP(netip.AddrPortFrom(local, 0), discovery, func(fd int) error {
 		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &dropAll)
 	})
-	if err != nil {
-		return -1, false, err
-	}
-	forceBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
-	_, err = unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-	return fd, err == nil, nil
 }
 
-func openUDP(local netip.AddrPort, prepare func(fd int) error) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+// newSender makes a socket ready to send.
+func newSender(fd int, family *family) sender {
+	forceBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
+	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+	return sender{fd: fd, family: family, gso: err == nil}
+}
+
+// openUDP returns a bound socket. discovery is the mode of path MTU discovery: for what a tunnel carries
+// IP_PMTUDISC_DONT, so that a smaller path MTU costs fragments and not packets (IPv4 leaves without DF, IPv6 is
+// fragmented here).
+func openUDP(local netip.AddrPort, discovery int, prepare func(fd int) error) (int, error) {
+	family := familyOf(local.Addr())
+	fd, err := unix.Socket(family.domain, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err != nil {
-		return -1, fmt.Errorf("udp socket: %w", err)
+		return -1, fmt.Errorf("udp socket for %s: %w", local, err)
 	}
 	err = prepare(fd)
 	if err == nil {
-		// Outer packets are never marked DF: a smaller path MTU costs fragments, not packets.
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+		err = unix.SetsockoptInt(fd, family.level, family.mtuDiscover, discovery)
+	}
+	if err == nil && family == &inet6 {
+		err = unix.SetsockoptInt(fd, family.level, unix.IPV6_V6ONLY, 1)
 	}
 	if err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("udp socket: set options: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(local.Port()), Addr: local.Addr().As4()}); err != nil {
+	if err := unix.Bind(fd, bindAddr(local)); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("bind udp %s: %w", local, err)
+		return -1, fmt.Errorf("bind udp %s: %w%s", local, err, bindHint(local, err))
 	}
 	return fd, nil
+}
+
+// bindHint says what may be behind a refusal that has a second meaning with IPv6.
+func bindHint(local netip.AddrPort, err error) string {
+	if local.Addr().Is6() && errors.Is(err, unix.EADDRNOTAVAIL) {
+		return " (no address of this node, or the kernel still looks for duplicates of it)"
+	}
+	return ""
+}
+
+func bindAddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
 // forceBuffer sets a socket buffer's size; without CAP_NET_ADMIN the system's limit holds.

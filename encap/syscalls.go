@@ -2,7 +2,6 @@ package encap
 
 import (
 	"encoding/binary"
-	"net/netip"
 	"syscall"
 	"unsafe"
 
@@ -34,6 +33,11 @@ func sendmmsg(fd int, msgs []mmsghdr) (int, syscall.Errno) {
 	return int(n), errno
 }
 
+func sendto(fd int, b []byte, to *sockaddr, length uint32) syscall.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(to)), uintptr(length))
+	return errno
+}
+
 func socketMemory(fd int) (info [skMemInfoVars]uint32, err error) {
 	size := uint32(unsafe.Sizeof(info))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO, uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
@@ -41,17 +45,6 @@ func socketMemory(fd int) (info [skMemInfoVars]uint32, err error) {
 		return info, errno
 	}
 	return info, nil
-}
-
-func sockaddr(a netip.AddrPort) unix.RawSockaddrInet4 {
-	sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: a.Addr().As4()}
-	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:], a.Port())
-	return sa
-}
-
-func addrPort(sa *unix.RawSockaddrInet4) netip.AddrPort {
-	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
-	return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), port)
 }
 
 // A control buffer holds the control messages of one datagram.
@@ -72,8 +65,8 @@ func putControl(buf *[controlLen]byte, used int, level, kind int32, value uint32
 	return used + unix.CmsgSpace(size)
 }
 
-// readControl returns the segment size (UDP_GRO) and the TOS byte among the control messages of a
-// received datagram; 0 where there is none.
+// readControl returns the segment size (UDP_GRO) and the TOS byte or traffic class among the control messages
+// of a received datagram; 0 where there is none.
 func readControl(buf []byte) (gsoSize int, tos uint8) {
 	for len(buf) >= unix.CmsgLen(0) {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&buf[0]))
@@ -87,6 +80,8 @@ func readControl(buf []byte) (gsoSize int, tos uint8) {
 			gsoSize = int(int32(binary.NativeEndian.Uint32(data)))
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS:
 			tos = data[0]
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(data) >= 4:
+			tos = uint8(binary.NativeEndian.Uint32(data))
 		}
 		buf = buf[min(unix.CmsgSpace(size-unix.CmsgLen(0)), len(buf)):]
 	}

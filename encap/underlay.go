@@ -12,16 +12,17 @@ import (
 )
 
 // senders is the number of outer source ports of one underlay: enough to spread flows
-// over a receiver's queues.
+// over a receiver's queues. A power of two.
 const senders = 16
 
-// An Underlay carries datagrams over UDP sockets, a dataplane.Port: one socket to receive,
-// and several to send, so that the outer source port is a hash of the inner flow.
+// An Underlay carries datagrams of one address family over UDP sockets, a dataplane.Port: one socket to
+// receive, and several to send, so that the outer source port is a hash of the inner flow.
 type Underlay struct {
 	receiver int
+	family   *family
 	framing  Framing
 	recv     receiveRing
-	senders  [senders]sender
+	senders  []sender // as many as senders says, or the receiver alone
 	out      sendArena
 
 	gro       bool
@@ -35,15 +36,27 @@ type Framing interface {
 	DatagramLen(datagram []byte) int
 }
 
-// Open binds n underlays, one for each worker, to the node's address and the tunnel's port. It fails
-// when another socket has the port.
-func Open(local netip.AddrPort, framing Framing, n int) ([]*Underlay, error) {
-	if !local.Addr().Is4() {
-		return nil, fmt.Errorf("underlay %s: only IPv4 is supported", local)
+// Config is what the underlays of one node and one address family have in common.
+type Config struct {
+	Local   netip.AddrPort // the node's address, IPv4 or IPv6 but not link-local, and the tunnel's port
+	Framing Framing
+	Workers int // underlays to open; 0 stands for 1
+	// FixedSource lets all datagrams leave from the tunnel's port, as flannel's udp backend sends them,
+	// and not from a hash of the inner flow.
+	FixedSource bool
+}
+
+// Open binds the underlays, one for each worker, to the node's address and the tunnel's port. It fails
+// when another socket has the port. A node with two address families opens both on one port.
+func Open(c Config) ([]*Underlay, error) {
+	c.Local = netip.AddrPortFrom(c.Local.Addr().Unmap(), c.Local.Port())
+	c.Workers = max(1, c.Workers)
+	if err := checkLocal(c.Local.Addr()); err != nil {
+		return nil, fmt.Errorf("underlay %s: %w", c.Local, err)
 	}
 	var all []*Underlay
-	for i := range n {
-		u, err := openOne(local, framing, i == 0, n > 1)
+	for i := range c.Workers {
+		u, err := openOne(&c, i == 0)
 		if err != nil {
 			for _, opened := range all {
 				opened.Close()
@@ -55,28 +68,50 @@ func Open(local netip.AddrPort, framing Framing, n int) ([]*Underlay, error) {
 	return all, nil
 }
 
-func openOne(local netip.AddrPort, framing Framing, first, shared bool) (*Underlay, error) {
-	u := &Underlay{receiver: -1, framing: framing}
-	for i := range u.senders {
-		u.senders[i].fd = -1
+// checkLocal refuses what no peer could answer to: on a link-local address it would take a zone, which only means
+// something on this node.
+func checkLocal(local netip.Addr) error {
+	switch {
+	case !local.IsValid():
+		return errors.New("no address")
+	case local.Is6() && (local.IsLinkLocalUnicast() || local.Zone() != ""):
+		return errors.New("link-local addresses don't carry a tunnel: choose a global or unique local IPv6 address of the interface")
 	}
+	return nil
+}
+
+func openOne(c *Config, first bool) (*Underlay, error) {
+	u := &Underlay{family: familyOf(c.Local.Addr()), framing: c.Framing}
 	var err error
-	if u.receiver, u.gro, err = openReceiver(local, first, shared); err != nil {
+	if u.receiver, u.gro, err = openReceiver(c.Local, first, c.Workers > 1); err != nil {
 		return nil, fmt.Errorf("underlay: %w", err)
 	}
-	gso := true
-	for i := range u.senders {
-		s := &u.senders[i]
-		if s.fd, s.gso, err = openSender(local.Addr()); err != nil {
-			u.Close()
-			return nil, fmt.Errorf("underlay: %w", err)
-		}
-		gso = gso && s.gso
+	if err := u.openSenders(c); err != nil {
+		u.Close()
+		return nil, fmt.Errorf("underlay: %w", err)
 	}
-	u.gso.Store(gso)
 	u.recv.init()
 	u.out.init()
 	return u, nil
+}
+
+func (u *Underlay) openSenders(c *Config) error {
+	if c.FixedSource {
+		u.senders = []sender{newSender(u.receiver, u.family)}
+	}
+	for len(u.senders) < senders && !c.FixedSource {
+		fd, err := openDeaf(c.Local.Addr(), unix.IP_PMTUDISC_DONT)
+		if err != nil {
+			return err
+		}
+		u.senders = append(u.senders, newSender(fd, u.family))
+	}
+	gso := true
+	for i := range u.senders {
+		gso = gso && u.senders[i].gso
+	}
+	u.gso.Store(gso)
+	return nil
 }
 
 // FD returns the receiving socket, for polling.
@@ -84,13 +119,10 @@ func (u *Underlay) FD() int { return u.receiver }
 
 // Close closes all sockets.
 func (u *Underlay) Close() error {
-	var errs []error
-	if u.receiver >= 0 {
-		errs = append(errs, unix.Close(u.receiver))
-	}
+	errs := []error{unix.Close(u.receiver)}
 	for i := range u.senders {
-		if u.senders[i].fd >= 0 {
-			errs = append(errs, unix.Close(u.senders[i].fd))
+		if fd := u.senders[i].fd; fd != u.receiver {
+			errs = append(errs, unix.Close(fd))
 		}
 	}
 	return errors.Join(errs...)

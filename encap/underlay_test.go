@@ -16,95 +16,101 @@ import (
 )
 
 func TestSuperPacketOverLoopback(t *testing.T) {
-	a, b, to := pair(t)
-	if want := []string{"udp_segment", "udp_gro"}; !slices.Equal(a.Offloads(), want) || !slices.Equal(b.Offloads(), want) {
-		t.Fatalf("offloads %v and %v, want %v", a.Offloads(), b.Offloads(), want)
-	}
-	tests := map[string]struct {
-		data    []byte
-		gsoSize int
-	}{
-		"TCP":                                    {flow{1, 2}.tcp(t, pattern(60001)), 1410},
-		"UDP":                                    {flow{1, 2}.udp(t, pattern(60001)), 1422},
-		"TCP, more segments than one send takes": {flow{1, 2}.tcp(t, pattern(50000)), 100},
-		"TCP, full segments":                     {flow{1, 2}.tcp(t, pattern(40*1410)), 1410},
-		"TCP, one segment":                       {flow{1, 2}.tcp(t, pattern(1000)), 1410},
-		"TCP, no payload":                        {flow{1, 2}.tcp(t, nil), 1410},
-		"TCP, segments of one byte":              {flow{1, 2}.tcp(t, pattern(130)), 1},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			out, in := packet.NewBatch(0), packet.NewBatch(1<<21)
-			f := outgoing(t, out, tt.data, tt.gsoSize, to)
-			want := wire(f)
-			if err := a.Write(out); err != nil {
-				t.Fatal(err)
-			}
-			checkSent(t, out)
-			checkArrived(t, receive(t, b, in, len(want)), want)
-			if joined := int(b.recv.msgs[0].len); len(want) > 1 && joined <= len(want[0]) {
-				t.Errorf("%d datagrams arrived one by one (the first read has %d bytes)", len(want), joined)
-			}
-		})
-	}
-	if a.Fallbacks() != 0 {
-		t.Errorf("%d fallbacks", a.Fallbacks())
-	}
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		a, b, to := lo.pair(t)
+		if want := []string{"udp_segment", "udp_gro"}; !slices.Equal(a.Offloads(), want) || !slices.Equal(b.Offloads(), want) {
+			t.Fatalf("offloads %v and %v, want %v", a.Offloads(), b.Offloads(), want)
+		}
+		tests := map[string]struct {
+			data    []byte
+			gsoSize int
+		}{
+			"TCP":                                    {flow{1, 2}.tcp(t, pattern(60001)), 1410},
+			"UDP":                                    {flow{1, 2}.udp(t, pattern(60001)), 1422},
+			"TCP, more segments than one send takes": {flow{1, 2}.tcp(t, pattern(50000)), 100},
+			"TCP, full segments":                     {flow{1, 2}.tcp(t, pattern(40*1410)), 1410},
+			"TCP, one segment":                       {flow{1, 2}.tcp(t, pattern(1000)), 1410},
+			"TCP, no payload":                        {flow{1, 2}.tcp(t, nil), 1410},
+			"TCP, segments of one byte":              {flow{1, 2}.tcp(t, pattern(130)), 1},
+		}
+		for name, tt := range tests {
+			t.Run(name, func(t *testing.T) {
+				out, in := packet.NewBatch(0), packet.NewBatch(1<<21)
+				f := outgoing(t, out, tt.data, tt.gsoSize, to)
+				want := wire(f)
+				if err := a.Write(out); err != nil {
+					t.Fatal(err)
+				}
+				checkSent(t, out)
+				checkArrived(t, receive(t, b, in, len(want)), want)
+				if joined := int(b.recv.msgs[0].len); len(want) > 1 && joined <= len(want[0]) {
+					t.Errorf("%d datagrams arrived one by one (the first read has %d bytes)", len(want), joined)
+				}
+			})
+		}
+		if a.Fallbacks() != 0 {
+			t.Errorf("%d fallbacks", a.Fallbacks())
+		}
+	})
 }
 
 // The payloads of the segments, put together, are the super-packet's.
 func TestReassembly(t *testing.T) {
-	a, b, to := pair(t)
-	out, in := packet.NewBatch(0), packet.NewBatch(1<<21)
-	payload := pattern(64000)
-	outgoing(t, out, flow{1, 2}.tcp(t, payload), 1410, to)
-	a.Write(out)
-	var got []byte
-	next := packet.NewBatch(0)
-	for _, d := range receive(t, b, in, 46) {
-		f := load(next, d.data)
-		if codec(t, 1).Decap(f) != packet.None || f.Parse() != packet.None {
-			t.Fatalf("not a packet: %x", d.data)
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		a, b, to := lo.pair(t)
+		out, in := packet.NewBatch(0), packet.NewBatch(1<<21)
+		payload := pattern(64000)
+		outgoing(t, out, flow{1, 2}.tcp(t, payload), 1410, to)
+		a.Write(out)
+		var got []byte
+		next := packet.NewBatch(0)
+		for _, d := range receive(t, b, in, 46) {
+			f := load(next, d.data)
+			if codec(t, 1).Decap(f) != packet.None || f.Parse() != packet.None {
+				t.Fatalf("not a packet: %x", d.data)
+			}
+			got = append(got, d.data[f.Payload-packet.Headroom:]...)
 		}
-		got = append(got, d.data[f.Payload-packet.Headroom:]...)
-	}
-	if !bytes.Equal(got, payload) {
-		t.Errorf("%d bytes arrived of %d, or others", len(got), len(payload))
-	}
+		if !bytes.Equal(got, payload) {
+			t.Errorf("%d bytes arrived of %d, or others", len(got), len(payload))
+		}
+	})
 }
 
 // The outer source port is a hash of the inner flow, the same for both directions and for
 // super-packets.
 func TestSourcePorts(t *testing.T) {
-	a, b, to := pair(t)
-	out, in := packet.NewBatch(4<<20), packet.NewBatch(1<<21)
-	const flows, perFlow = 300, 5
-	for i := range uint16(flows) {
-		client := 1000 + i
-		outgoing(t, out, flow{client, 80}.tcp(t, pattern(100)), 0, to)
-		outgoing(t, out, flow{client, 80}.tcp(t, pattern(3000)), 1000, to)
-		outgoing(t, out, reverse(flow{client, 80}.tcp(t, pattern(50))), 0, to)
-	}
-	a.Write(out)
-	checkSent(t, out)
-	byFlow, ports := map[uint16]uint16{}, map[uint16]int{}
-	for _, d := range receive(t, b, in, perFlow*flows) {
-		l4 := d.data[8+14+20:]
-		client := max(uint16(l4[0])<<8|uint16(l4[1]), uint16(l4[2])<<8|uint16(l4[3]))
-		if port, ok := byFlow[client]; ok && port != d.remote.Port() {
-			t.Fatalf("flow %d leaves from ports %d and %d", client, port, d.remote.Port())
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		a, b, to := lo.pair(t)
+		out, in := packet.NewBatch(4<<20), packet.NewBatch(1<<21)
+		const flows, perFlow = 300, 5
+		for i := range uint16(flows) {
+			client := 1000 + i
+			outgoing(t, out, flow{client, 80}.tcp(t, pattern(100)), 0, to)
+			outgoing(t, out, flow{client, 80}.tcp(t, pattern(3000)), 1000, to)
+			outgoing(t, out, reverse(flow{client, 80}.tcp(t, pattern(50))), 0, to)
 		}
-		byFlow[client] = d.remote.Port()
-		ports[d.remote.Port()]++
-	}
-	if len(ports) != senders || len(byFlow) != flows {
-		t.Errorf("%d flows leave from %d ports, want %d from %d", len(byFlow), len(ports), flows, senders)
-	}
-	for port, n := range ports { // 94 on average
-		if n > 3*perFlow*flows/senders || n < perFlow*flows/senders/4 {
-			t.Errorf("port %d carries %d of %d datagrams", port, n, perFlow*flows)
+		a.Write(out)
+		checkSent(t, out)
+		byFlow, ports := map[uint16]uint16{}, map[uint16]int{}
+		for _, d := range receive(t, b, in, perFlow*flows) {
+			l4 := d.data[8+14+20:]
+			client := max(uint16(l4[0])<<8|uint16(l4[1]), uint16(l4[2])<<8|uint16(l4[3]))
+			if port, ok := byFlow[client]; ok && port != d.remote.Port() {
+				t.Fatalf("flow %d leaves from ports %d and %d", client, port, d.remote.Port())
+			}
+			byFlow[client] = d.remote.Port()
+			ports[d.remote.Port()]++
 		}
-	}
+		if len(ports) != senders || len(byFlow) != flows {
+			t.Errorf("%d flows leave from %d ports, want %d from %d", len(byFlow), len(ports), flows, senders)
+		}
+		for port, n := range ports { // 94 on average
+			if n > 3*perFlow*flows/senders || n < perFlow*flows/senders/4 {
+				t.Errorf("port %d carries %d of %d datagrams", port, n, perFlow*flows)
+			}
+		}
+	})
 }
 
 // reverse swaps addresses and ports of a frame without options.
@@ -118,20 +124,22 @@ func reverse(data []byte) []byte {
 }
 
 func TestOuterTOS(t *testing.T) {
-	a, b, to := pair(t)
-	for _, tos := range []uint8{0, 1, 2, 3, 0xb8, 0xbb} {
-		out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
-		for _, gsoSize := range []int{0, 100} {
-			outgoing(t, out, flow{1, 2}.udp(t, pattern(250)), gsoSize, to).OuterTOS = tos
-		}
-		a.Write(out)
-		checkSent(t, out)
-		for i, d := range receive(t, b, in, 4) {
-			if d.tos != tos {
-				t.Errorf("TOS %#x: datagram %d arrives with %#x", tos, i, d.tos)
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		a, b, to := lo.pair(t)
+		for _, tos := range []uint8{0, 1, 2, 3, 0xb8, 0xbb} {
+			out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
+			for _, gsoSize := range []int{0, 100} {
+				outgoing(t, out, flow{1, 2}.udp(t, pattern(250)), gsoSize, to).OuterTOS = tos
+			}
+			a.Write(out)
+			checkSent(t, out)
+			for i, d := range receive(t, b, in, 4) {
+				if d.tos != tos {
+					t.Errorf("TOS %#x: datagram %d arrives with %#x", tos, i, d.tos)
+				}
 			}
 		}
-	}
+	})
 }
 
 func TestLargestDatagram(t *testing.T) {
@@ -150,47 +158,51 @@ func TestLargestDatagram(t *testing.T) {
 
 // More than one flush: messages, iovecs and header bytes run out one after the other.
 func TestBurstBeyondArenas(t *testing.T) {
-	tests := map[string]struct {
-		frames, payload, gsoSize int
-		build                    func(flow, testing.TB, []byte) []byte
-	}{
-		"messages":            {5*maxMessages + 1, 100, 0, flow.udp},
-		"messages, cut short": {maxMessages, 600, 100, flow.udp},
-		"iovecs":              {maxIovecs/2/100 + 5, 10000, 100, flow.udp},
-		"header bytes":        {headerArena/142/60 + 10, 3000, 50, flow.longHeaders},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			a, b, to := pair(t)
-			out, in := packet.NewBatch(8<<20), packet.NewBatch(1<<21)
-			for i := range tt.frames {
-				outgoing(t, out, tt.build(flow{1, 2}, t, pattern(tt.payload+i%2)), tt.gsoSize, to)
-			}
-			want := wireOf(out)
-			a.Write(out)
-			checkSent(t, out)
-			checkArrived(t, receive(t, b, in, len(want)), want)
-		})
-	}
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		tests := map[string]struct {
+			frames, payload, gsoSize int
+			build                    func(flow, testing.TB, []byte) []byte
+		}{
+			"messages":            {5*maxMessages + 1, 100, 0, flow.udp},
+			"messages, cut short": {maxMessages, 600, 100, flow.udp},
+			"iovecs":              {maxIovecs/2/100 + 5, 10000, 100, flow.udp},
+			"header bytes":        {headerArena/142/60 + 10, 3000, 50, flow.longHeaders},
+		}
+		for name, tt := range tests {
+			t.Run(name, func(t *testing.T) {
+				a, b, to := lo.pair(t)
+				out, in := packet.NewBatch(8<<20), packet.NewBatch(1<<21)
+				for i := range tt.frames {
+					outgoing(t, out, tt.build(flow{1, 2}, t, pattern(tt.payload+i%2)), tt.gsoSize, to)
+				}
+				want := wireOf(out)
+				a.Write(out)
+				checkSent(t, out)
+				checkArrived(t, receive(t, b, in, len(want)), want)
+			})
+		}
+	})
 }
 
 // A batch with room for one datagram at a time loses nothing.
 func TestSmallArena(t *testing.T) {
-	a, b, to := pair(t)
-	out, in := packet.NewBatch(1<<20), packet.NewBatch(0)
-	for i := range 40 {
-		outgoing(t, out, flow{1, 2}.udp(t, pattern(1000+i)), 300*(i%2), to)
-	}
-	want := wireOf(out)
-	a.Write(out)
-	checkArrived(t, receive(t, b, in, len(want)), want)
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		a, b, to := lo.pair(t)
+		out, in := packet.NewBatch(1<<20), packet.NewBatch(0)
+		for i := range 40 {
+			outgoing(t, out, flow{1, 2}.udp(t, pattern(1000+i)), 300*(i%2), to)
+		}
+		want := wireOf(out)
+		a.Write(out)
+		checkArrived(t, receive(t, b, in, len(want)), want)
+	})
 }
 
 func TestReusePort(t *testing.T) {
 	a := open(t, "127.0.0.1:0")
 	group := openGroup(t, "127.0.0.2:48472", 3)
 	to := boundTo(t, group[0].receiver)
-	if _, err := Open(to, codec(t, 1), 3); !errors.Is(err, unix.EADDRINUSE) {
+	if _, err := Open(Config{Local: to, Framing: codec(t, 1), Workers: 3}); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("a second group on the port: %v, want %v", err, unix.EADDRINUSE)
 	}
 	out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
@@ -230,24 +242,26 @@ func (u *Underlay) pending(t *testing.T) uint64 {
 }
 
 func TestQueueDepth(t *testing.T) {
-	a, b, to := pair(t)
-	if err := unix.SetsockoptInt(b.receiver, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
-		t.Fatal(err)
-	}
-	out := packet.NewBatch(1 << 20)
-	for range 100 {
-		outgoing(t, out, flow{1, 2}.udp(t, pattern(1000)), 0, to)
-	}
-	a.Write(out)
-	bytes, drops, err := b.QueueDepth()
-	if err != nil || bytes == 0 || drops == 0 {
-		t.Fatalf("a full socket: %d bytes, %d drops, %v", bytes, drops, err)
-	}
-	in := packet.NewBatch(1 << 21)
-	n, _ := b.Read(in)
-	if after, again, _ := b.QueueDepth(); n+int(drops) != 100 || after != 0 || again != drops {
-		t.Errorf("%d read and %d dropped of 100; then %d bytes, %d drops", n, drops, after, again)
-	}
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		a, b, to := lo.pair(t)
+		if err := unix.SetsockoptInt(b.receiver, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
+			t.Fatal(err)
+		}
+		out := packet.NewBatch(1 << 20)
+		for range 100 {
+			outgoing(t, out, flow{1, 2}.udp(t, pattern(1000)), 0, to)
+		}
+		a.Write(out)
+		bytes, drops, err := b.QueueDepth()
+		if err != nil || bytes == 0 || drops == 0 {
+			t.Fatalf("a full socket: %d bytes, %d drops, %v", bytes, drops, err)
+		}
+		in := packet.NewBatch(1 << 21)
+		n, _ := b.Read(in)
+		if after, again, _ := b.QueueDepth(); n+int(drops) != 100 || after != 0 || again != drops {
+			t.Errorf("%d read and %d dropped of 100; then %d bytes, %d drops", n, drops, after, again)
+		}
+	})
 }
 
 func TestPortInUse(t *testing.T) {
@@ -257,12 +271,12 @@ func TestPortInUse(t *testing.T) {
 	}
 	defer other.Close()
 	before := descriptors(t)
-	_, err = Open(other.LocalAddr().(*net.UDPAddr).AddrPort(), codec(t, 1), 1)
+	_, err = Open(Config{Local: other.LocalAddr().(*net.UDPAddr).AddrPort(), Framing: codec(t, 1)})
 	if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "another tunnel has this port") {
 		t.Errorf("Open on a port in use: %v", err)
 	}
-	for _, address := range []string{"[::1]:8472", "192.0.2.1:8472"} {
-		if _, err := Open(netip.MustParseAddrPort(address), codec(t, 1), 2); err == nil {
+	for _, address := range []string{"[2001:db8::1]:8472", "192.0.2.1:8472", "[fe80::1]:8472", "[fe80::1%lo]:8472"} {
+		if _, err := Open(Config{Local: netip.MustParseAddrPort(address), Framing: codec(t, 1), Workers: 2}); err == nil {
 			t.Errorf("Open of %s succeeds", address)
 		}
 	}
@@ -283,7 +297,7 @@ func TestOpenCleansUp(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Open(netip.MustParseAddrPort("127.0.0.1:0"), codec(t, 1), 2)
+	_, err := Open(Config{Local: netip.MustParseAddrPort("127.0.0.1:0"), Framing: codec(t, 1), Workers: 2})
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
@@ -302,23 +316,25 @@ func descriptors(t *testing.T) int {
 }
 
 func TestAllocates(t *testing.T) {
-	a, b, to := pair(t)
-	out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
-	for i := range uint16(10) {
-		outgoing(t, out, flow{i, 2}.tcp(t, pattern(30000)), 1410, to).OuterTOS = 2
-		outgoing(t, out, flow{i, 2}.udp(t, pattern(100)), 0, to)
-	}
-	want, got := len(wireOf(out)), 0
-	once := func() {
-		a.Write(out)
-		for got = 0; got < want; {
-			in.Reset()
-			n, _ := b.Read(in)
-			got += n
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		a, b, to := lo.pair(t)
+		out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
+		for i := range uint16(10) {
+			outgoing(t, out, flow{i, 2}.tcp(t, pattern(30000)), 1410, to).OuterTOS = 2
+			outgoing(t, out, flow{i, 2}.udp(t, pattern(100)), 0, to)
 		}
-	}
-	once()
-	if n := testing.AllocsPerRun(20, once); n != 0 {
-		t.Errorf("%v allocations for writing and reading %d segments", n, want)
-	}
+		want, got := len(wireOf(out)), 0
+		once := func() {
+			a.Write(out)
+			for got = 0; got < want; {
+				in.Reset()
+				n, _ := b.Read(in)
+				got += n
+			}
+		}
+		once()
+		if n := testing.AllocsPerRun(20, once); n != 0 {
+			t.Errorf("%v allocations for writing and reading %d segments", n, want)
+		}
+	})
 }

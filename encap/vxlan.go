@@ -4,7 +4,8 @@
 // It knows no route and no node: where a datagram goes is written on the frame. What leaves is
 // plain VXLAN (RFC 7348) as a Linux VXLAN device sends and takes it
 // (drivers/net/vxlan/vxlan_core.c): every reserved bit zero, outer checksums real, the source port a
-// hash of the inner flow.
+// hash of the inner flow; or bare IPv4 packets, as flannel's udp backend sends and takes them
+// (pkg/backend/udp/proxy_amd64.c).
 package encap
 
 import (
@@ -22,6 +23,9 @@ const (
 	outerIPv4Len = 20
 	outerIPv6Len = 40
 	outerUDPLen  = 8
+
+	ipv4MinLen = 20
+	ipv6Len    = 40
 
 	// MaxVNI is the largest VXLAN network identifier.
 	MaxVNI = 1<<24 - 1
@@ -81,11 +85,17 @@ func (v *VXLAN) Decap(f *packet.Frame) packet.Verdict {
 }
 
 // DatagramLen returns the length that the inner packet gives the datagram; 0 when it
-// carries no IPv4.
+// carries no IP.
 func (v *VXLAN) DatagramLen(b []byte) int {
 	const ip = vxlanLen + packet.EthernetLen
-	if len(b) < ip+4 || binary.BigEndian.Uint16(b[ip-2:]) != packet.EtherTypeIPv4 {
+	if len(b) < ip+6 { // up to the length field of either version
 		return 0
 	}
-	return ip + int(binary.BigEndian.Uint16(b[ip+2:]))
+	switch binary.BigEndian.Uint16(b[ip-2:]) {
+	case packet.EtherTypeIPv4:
+		return ip + int(binary.BigEndian.Uint16(b[ip+2:]))
+	case packet.EtherTypeIPv6:
+		return ip + ipv6Len + int(binary.BigEndian.Uint16(b[ip+4:]))
+	}
+	return 0
 }

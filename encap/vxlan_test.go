@@ -141,26 +141,39 @@ func TestDecapTruncated(t *testing.T) {
 }
 
 func TestDatagramLen(t *testing.T) {
-	datagram := vxlanUDP(t, 100)
 	v := codec(t, 1)
-	if got := v.DatagramLen(datagram); got != len(datagram) {
-		t.Errorf("DatagramLen = %d of %d", got, len(datagram))
+	tests := map[string]struct {
+		framing  Framing
+		datagram []byte
+		known    int // bytes that the length can be read from
+	}{
+		"VXLAN, IPv4": {v, vxlanUDP(t, 100), 8 + 14 + 6},
+		"VXLAN, IPv6": {v, append([]byte{0x08, 0, 0, 0, 0, 0, 1, 0}, ipv6UDP(t, 100)...), 8 + 14 + 6},
+		"plain UDP":   {PlainUDP{}, flow{1, 2}.udp(t, pattern(100))[14:], 4},
 	}
-	if got := v.DatagramLen(append(datagram, 0, 0, 0)); got != len(datagram) {
-		t.Errorf("DatagramLen with trailer = %d of %d", got, len(datagram))
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := tt.framing.DatagramLen(append(bytes.Clone(tt.datagram), 0, 0, 0)); got != len(tt.datagram) {
+				t.Errorf("DatagramLen with trailer = %d of %d", got, len(tt.datagram))
+			}
+			for n := range len(tt.datagram) + 1 { // as much as there is of it names the length, or nothing does
+				want := len(tt.datagram)
+				if n < tt.known {
+					want = 0
+				}
+				if got := tt.framing.DatagramLen(tt.datagram[:n:n]); got != want {
+					t.Errorf("DatagramLen of the first %d bytes = %d, want %d", n, got, want)
+				}
+			}
+		})
 	}
-	for n := range datagram { // as much as there is of it names the length, or nothing does
-		want := len(datagram)
-		if n < 8+14+4 {
-			want = 0
-		}
-		if got := v.DatagramLen(datagram[:n:n]); got != want {
-			t.Errorf("DatagramLen of the first %d bytes = %d, want %d", n, got, want)
-		}
+	arp := vxlanUDP(t, 100)
+	arp[8+13] = 0x06
+	if got := v.DatagramLen(arp); got != 0 {
+		t.Errorf("DatagramLen of ARP = %d", got)
 	}
-	datagram[8+12], datagram[8+13] = 0x86, 0xdd
-	if got := v.DatagramLen(datagram); got != 0 {
-		t.Errorf("DatagramLen of IPv6 = %d", got)
+	if got := (PlainUDP{}).DatagramLen(ipv6UDP(t, 100)[14:]); got != 0 {
+		t.Errorf("DatagramLen of bare IPv6 = %d", got)
 	}
 }
 
