@@ -1,0 +1,135 @@
+package conntrack
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The memfd: a page of header, the IPv4 slots, the IPv6 slots. The header is 64-bit words in the machine's order, written
+// once: magic, layout version, IPv4 flows and slots, IPv6 flows and slots, the hash key.
+const (
+	headerLen     = 4096
+	magic         = 0x74756c6c65637431 // "tullect1"
+	layoutVersion = 1
+
+	minSlots = 512 // more than the probe sequence reaches, so that it never meets itself
+)
+
+// A hashKey makes collisions nothing that a peer can choose.
+type hashKey [5]uint64
+
+func newHashKey() hashKey {
+	var b [8 * len(hashKey{})]byte
+	rand.Read(b[:]) // never fails
+	var k hashKey
+	for i := range k {
+		k[i] = binary.NativeEndian.Uint64(b[8*i:])
+	}
+	return k
+}
+
+// An area is the slots of one family.
+type area struct {
+	words  []atomic.Uint64
+	slots  uint64
+	stride uint64 // words of a slot: words4 or words6
+	key    *hashKey
+	stats  *counters
+	limit  int64
+	_      [64]byte // count changes with every insert, what is above never
+	count  atomic.Int64
+	_      [64]byte
+}
+
+// flows returns how many flows there are. Inserts on their way to finding the area full are not among them.
+func (a *area) flows() int { return int(min(a.count.Load(), a.limit)) }
+
+func slotsFor(flows int) uint64 {
+	if flows == 0 {
+		return 0
+	}
+	return max(2*uint64(flows), minSlots)
+}
+
+// create makes and maps the memfd.
+func (t *Table) create(c Config) error {
+	slots4, slots6 := slotsFor(c.Flows4), slotsFor(c.Flows6)
+	size := headerLen + int(slots4)*slotLen4 + int(slots6)*slotLen6
+	file, mem, err := mapMemfd(size)
+	if err != nil {
+		return err
+	}
+	t.file, t.mem = file, mem
+	header := []uint64{magic, layoutVersion, uint64(c.Flows4), slots4, uint64(c.Flows6), slots6}
+	for i, v := range append(header, t.key[:]...) {
+		binary.NativeEndian.PutUint64(mem[8*i:], v)
+	}
+	words := unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(&mem[0])), size/8)[headerLen/8:]
+	t.v4.init(t, words[:slots4*words4], slots4, words4, c.Flows4)
+	t.v6.init(t, words[slots4*words4:], slots6, words6, c.Flows6)
+	return nil
+}
+
+func (a *area) init(t *Table, words []atomic.Uint64, slots, stride uint64, flows int) {
+	a.words, a.slots, a.stride, a.limit = words, slots, stride, int64(flows)
+	a.key, a.stats = &t.key, &t.counters
+}
+
+// mapMemfd returns a memfd of a size that nobody can change, and its memory.
+func mapMemfd(size int) (*os.File, []byte, error) {
+	fd, err := unix.MemfdCreate("tulle-flows", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "tulle-flows")
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
+		file.Close()
+		return nil, nil, fmt.Errorf("size memfd to %d bytes: %w", size, err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW); err != nil {
+		file.Close()
+		return nil, nil, fmt.Errorf("seal memfd: %w", err)
+	}
+	mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		file.Close()
+		return nil, nil, fmt.Errorf("map %d bytes: %w", size, err)
+	}
+	return file, mem, nil
+}
+
+// probes is the length of a home's probe sequence: with half of the slots in use, one insert in 10^8 finds it full.
+const probes = 24
+
+// probeAt returns the slot that is number i in home's sequence: triangular steps, near at first (one page, one prefetch),
+// then far enough that runs of full slots don't grow.
+func (a *area) probeAt(home uint64, i int) uint64 {
+	s := home + uint64(i*(i+1)/2)
+	if s >= a.slots {
+		s -= a.slots
+	}
+	return s
+}
+
+// home maps a hash to a slot (Lemire's multiplication in place of modulo).
+func (a *area) home(hash uint64) uint64 {
+	hi, _ := bits.Mul64(hash, a.slots)
+	return hi
+}
+
+// slot returns the words that both families have in common.
+func (a *area) slot(s uint64) *[words4]atomic.Uint64 {
+	return (*[words4]atomic.Uint64)(a.words[s*a.stride:])
+}
+
+// slot6 returns the words of an IPv6 slot.
+func (a *area) slot6(s uint64) *[words6]atomic.Uint64 {
+	return (*[words6]atomic.Uint64)(a.words[s*words6:])
+}

@@ -1,0 +1,136 @@
+package conntrack_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/tulle-net/tulle/dataplane/conntrack"
+)
+
+const now = 1000 * time.Second
+
+// numbered returns the first packet of flow number i, all different.
+func numbered(i uint32, v6 bool, proto uint8) conntrack.Packet {
+	p := conntrack.Packet{Tuple: conntrack.Tuple{SrcPort: uint16(i), DstPort: 53, Proto: proto}}
+	p.TCP = conntrack.Segment{Seq: i, Window: 64000, Flags: conntrack.SYN}
+	if v6 {
+		src := [16]byte{0: 0xfd, 7: 1}
+		binary.BigEndian.PutUint32(src[12:], i>>8)
+		p.Src, p.Dst = netip.AddrFrom16(src), netip.AddrFrom16([16]byte{0: 0xfd, 7: 2, 15: 9})
+		return p
+	}
+	p.Src, p.Dst = netip.AddrFrom4([4]byte{10, byte(i >> 24), byte(i >> 16), byte(i >> 8)}), netip.AddrFrom4([4]byte{10, 200, 0, 9})
+	return p
+}
+
+func family(v6 bool) string {
+	if v6 {
+		return "v6"
+	}
+	return "v4"
+}
+
+// filled returns a table at its capacity of flows, and a packet of each in random order.
+func filled(tb testing.TB, flows int, v6 bool, proto uint8) (*conntrack.Table, []conntrack.Packet) {
+	c := conntrack.Config{Flows4: flows}
+	if v6 {
+		c = conntrack.Config{Flows6: flows}
+	}
+	t := newTable(tb, c)
+	packets := make([]conntrack.Packet, flows)
+	for i := range packets {
+		packets[i] = numbered(uint32(i), v6, proto)
+		if _, result := t.Insert(&packets[i], conntrack.NAT{}, now); result != conntrack.Inserted {
+			tb.Fatalf("flow %d of %d: %v", i, flows, result)
+		}
+	}
+	rand.Shuffle(flows, func(i, j int) { packets[i], packets[j] = packets[j], packets[i] })
+	return t, packets
+}
+
+func newTable(tb testing.TB, c conntrack.Config) *conntrack.Table {
+	tb.Helper()
+	t, err := conntrack.New(c)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := t.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return t
+}
+
+// BenchmarkLookup looks flows up in random order, in a table at its capacity: UDP, so that nothing is stored.
+func BenchmarkLookup(b *testing.B) {
+	for _, flows := range []int{1000, 1_000_000} {
+		for _, v6 := range []bool{false, true} {
+			for _, hit := range []bool{true, false} {
+				b.Run(fmt.Sprintf("flows=%d/%s/hit=%v", flows, family(v6), hit), func(b *testing.B) {
+					benchLookup(b, flows, v6, hit)
+				})
+			}
+		}
+	}
+}
+
+func benchLookup(b *testing.B, flows int, v6, hit bool) {
+	t, packets := filled(b, flows, v6, 17)
+	if !hit {
+		for i := range packets {
+			packets[i].DstPort++
+		}
+	}
+	size, err := t.File().Stat()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if _, ok := t.Lookup(&packets[i], now); ok != hit {
+			b.Fatalf("packet %d: %v", i, ok)
+		}
+		if i++; i == len(packets) {
+			i = 0
+		}
+	}
+	b.ReportMetric(float64(size.Size())/float64(flows), "B/flow")
+}
+
+// BenchmarkTCP tracks a transfer: super-packets one way, an ACK for each the other way. Each stores one word.
+func BenchmarkTCP(b *testing.B) {
+	t := newTable(b, conntrack.Config{Flows4: 1000})
+	data := numbered(1, false, 6)
+	data.TCP.Flags, data.TCP.Len = conntrack.ACK, 1000
+	ack := data
+	ack.Src, ack.Dst, ack.SrcPort, ack.DstPort = data.Dst, data.Src, data.DstPort, data.SrcPort
+	ack.TCP.Len = 0
+	if _, result := t.Insert(&data, conntrack.NAT{}, now); result != conntrack.Inserted {
+		b.Fatal(result)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		data.TCP.Seq += 1000
+		t.Lookup(&data, now)
+		ack.TCP.Ack = data.TCP.Seq + 1000
+		t.Lookup(&ack, now)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(2*b.N), "ns/packet")
+}
+
+func BenchmarkInsertDelete(b *testing.B) {
+	t := newTable(b, conntrack.Config{Flows4: 1000})
+	p := numbered(1, false, 17)
+	b.ReportAllocs()
+	for b.Loop() {
+		p.SrcPort++
+		hit, _ := t.Insert(&p, conntrack.NAT{}, now)
+		t.Delete(hit.ID)
+	}
+}

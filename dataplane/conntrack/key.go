@@ -1,0 +1,102 @@
+package conntrack
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+)
+
+// A key is a tuple in canonical form, the smaller endpoint first, as the slots hold it.
+type key struct {
+	// IPv4: addr[0] holds both addresses. IPv6: the low halves of both, then the high halves.
+	addr    [4]uint64
+	ports   uint32
+	proto   uint8
+	swapped bool // the tuple's source is the greater endpoint
+	hash    uint64
+}
+
+// setKey fills k and returns the area that it belongs to: nil if the tuple is of no or of two families.
+func (t *Table) setKey(k *key, p *Tuple) *area {
+	k.proto = p.Proto
+	switch {
+	case p.Src.Is4() && p.Dst.Is4():
+		k.set4(p)
+		k.hash = t.key.hash4(k)
+		return t.v4.orNil()
+	case p.Src.Is6() && p.Dst.Is6():
+		k.set6(p)
+		k.hash = t.key.hash6(k)
+		return t.v6.orNil()
+	}
+	return nil
+}
+
+// orNil is nil for a family without slots.
+func (a *area) orNil() *area {
+	if a.slots == 0 {
+		return nil
+	}
+	return a
+}
+
+func (k *key) set4(p *Tuple) {
+	src, dst := uint64(addr4(p.Src)), uint64(addr4(p.Dst))
+	k.swapped = src<<16|uint64(p.SrcPort) > dst<<16|uint64(p.DstPort)
+	if k.swapped {
+		k.addr[0], k.ports = dst<<32|src, uint32(p.DstPort)<<16|uint32(p.SrcPort)
+		return
+	}
+	k.addr[0], k.ports = src<<32|dst, uint32(p.SrcPort)<<16|uint32(p.DstPort)
+}
+
+func (k *key) set6(p *Tuple) {
+	srcHi, srcLo := halves(p.Src)
+	dstHi, dstLo := halves(p.Dst)
+	k.swapped = srcHi > dstHi || srcHi == dstHi && (srcLo > dstLo || srcLo == dstLo && p.SrcPort > p.DstPort)
+	if k.swapped {
+		k.addr, k.ports = [4]uint64{dstLo, srcLo, dstHi, srcHi}, uint32(p.DstPort)<<16|uint32(p.SrcPort)
+		return
+	}
+	k.addr, k.ports = [4]uint64{srcLo, dstLo, srcHi, dstHi}, uint32(p.SrcPort)<<16|uint32(p.DstPort)
+}
+
+func addr4(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func halves(a netip.Addr) (hi, lo uint64) {
+	b := a.As16()
+	return binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
+}
+
+func fromHalves(hi, lo uint64) netip.Addr {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], hi)
+	binary.BigEndian.PutUint64(b[8:], lo)
+	return netip.AddrFrom16(b)
+}
+
+func fromUint32(v uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+}
+
+// The hash is that of wyhash: 128-bit products of input and secret, folded. It is no MAC: it holds against a peer that sees no
+// hashes, and none leave the process.
+func (h *hashKey) hash4(k *key) uint64 {
+	v := mix(k.addr[0]^h[0], k.portsProto()^h[1])
+	return mix(v^h[2], h[3])
+}
+
+func (h *hashKey) hash6(k *key) uint64 {
+	v := mix(k.addr[0]^h[0], k.addr[1]^h[1]) ^ mix(k.addr[2]^h[2], k.addr[3]^h[3])
+	return mix(v^h[4], k.portsProto()^h[1])
+}
+
+func (k *key) portsProto() uint64 { return uint64(k.ports)<<8 | uint64(k.proto) }
+
+func mix(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	return hi ^ lo
+}

@@ -1,0 +1,194 @@
+package conntrack
+
+import (
+	"math/bits"
+	"runtime"
+	"time"
+)
+
+// Lookup finds the packet's flow and advances it by the packet. It misses when there is none, when it has timed out,
+// and when the packet is the SYN of the next connection after one that was closed: then the caller asks its policy
+// and calls Insert.
+func (t *Table) Lookup(p *Packet, now time.Duration) (Hit, bool) {
+	var k key
+	a := t.setKey(&k, &p.Tuple)
+	if a == nil {
+		return Hit{}, false
+	}
+	var hit Hit
+	found := a.lookup(&k, p, seconds(now), &hit)
+	return hit, found
+}
+
+// Find looks up a flow by the tuple of one of its directions, and changes nothing: it is for the packets that
+// ICMP errors quote.
+func (t *Table) Find(tuple Tuple, now time.Duration) (Flow, bool) {
+	var k key
+	a := t.setKey(&k, &tuple)
+	if a == nil {
+		return Flow{}, false
+	}
+	for spin := 0; ; spin++ {
+		s, ctrl, ok := a.find(&k)
+		if !ok {
+			return Flow{}, false
+		}
+		if flow, at, live := a.flow(s, seconds(now)); at == ctrl {
+			return flow, live
+		}
+		pause(spin)
+	}
+}
+
+// pause is between two attempts. A lock is held for some ten stores; only when its holder has lost the CPU is there
+// something to wait for.
+func pause(spin int) {
+	if spin&63 == 63 {
+		runtime.Gosched()
+	}
+}
+
+// find returns the slot of k and its control word from before the key was compared: what is read of the slot is k's
+// iff the control word is unlocked and still the same afterwards. When find returns false, k was absent at some moment
+// of the call.
+func (a *area) find(k *key) (s, ctrl uint64, ok bool) {
+	home := a.home(k.hash)
+	for spin := 0; ; spin++ {
+		h := a.slot(home)[wCtrl].Load()
+		if h&locked == 0 {
+			if s, ctrl, ok := a.among(home, h, k); ok {
+				return s, ctrl, true
+			}
+			if a.slot(home)[wCtrl].Load() == h {
+				return 0, 0, false
+			}
+		}
+		pause(spin)
+	}
+}
+
+// among looks for k in the slots that a home's control word names.
+func (a *area) among(home, h uint64, k *key) (s, ctrl uint64, ok bool) {
+	for rest := h >> homeBits; rest != 0; rest &= rest - 1 {
+		s := a.probeAt(home, bits.TrailingZeros64(rest))
+		ctrl := a.slot(s)[wCtrl].Load()
+		if a.matches(s, ctrl, k) {
+			return s, ctrl, true
+		}
+	}
+	return 0, 0, false
+}
+
+// lookup fills hit, which is zero, if k has a live flow.
+func (a *area) lookup(k *key, p *Packet, now uint32, hit *Hit) bool {
+	for spin := 0; ; spin++ {
+		s, ctrl, ok := a.find(k)
+		if !ok {
+			return false
+		}
+		if ctrl&locked == 0 {
+			if live, done := a.advance(s, ctrl, k, p, now, hit); done {
+				return live
+			}
+			*hit = Hit{}
+		}
+		pause(spin)
+	}
+}
+
+// advance lets the packet act on the entry that was found under ctrl. done is false if the slot changed meanwhile.
+func (a *area) advance(s, ctrl uint64, k *key, p *Packet, now uint32, hit *Hit) (live, done bool) {
+	w := a.slot(s)
+	old := read(w, ctrl)
+	if old.expired(now) {
+		return false, w[wCtrl].Load() == ctrl
+	}
+	e := old
+	hit.Reply = k.swapped != (ctrl&swapped != 0)
+	result := e.see(hit.Reply, p)
+	if result == reopened {
+		return false, w[wCtrl].Load() == ctrl
+	}
+	if result == accepted {
+		e.touch(now)
+	}
+	hit.ID, hit.State, hit.OutOfWindow = a.id(s, e.generation()), stateOf(e.ctrl), result == refused
+	a.loadNAT(s, &hit.NAT)
+	if e == old {
+		return true, w[wCtrl].Load() == ctrl
+	}
+	return true, a.commit(s, &old, &e)
+}
+
+// commit stores what differs between an entry as it was read and as it shall be, unless it is no longer as it was read.
+func (a *area) commit(s uint64, old, e *entry) bool {
+	w := a.slot(s)
+	if !w[wCtrl].CompareAndSwap(old.ctrl, old.ctrl|locked) {
+		return false
+	}
+	if e.times != old.times {
+		w[wTimes].Store(e.times)
+	}
+	if e.gen != old.gen {
+		w[wGen].Store(e.gen)
+	}
+	for i := range e.sent {
+		if e.sent[i] != old.sent[i] {
+			w[wSent0+i].Store(e.sent[i])
+		}
+	}
+	w[wCtrl].Store(bump(e.ctrl))
+	return true
+}
+
+// see advances the entry by a packet.
+func (e *entry) see(reply bool, p *Packet) outcome {
+	if p.Proto == protoTCP {
+		return e.seeTCP(reply, &p.TCP)
+	}
+	if reply && e.ctrl&replied == 0 {
+		e.ctrl = withState(e.ctrl|replied, Replied)
+	}
+	return accepted
+}
+
+func (e *entry) seeTCP(reply bool, s *Segment) outcome {
+	c := e.conn()
+	from := 0
+	if reply {
+		from = 1
+	}
+	result := c.track(from, s)
+	if result == accepted {
+		e.setConn(&c)
+		if reply {
+			e.ctrl |= replied
+		}
+	}
+	return result
+}
+
+// conn unpacks the connection.
+func (e *entry) conn() conn {
+	return conn{
+		state:   stateOf(e.ctrl),
+		liberal: e.ctrl&liberal != 0,
+		peers: [2]peer{
+			{uint32(e.sent[0] >> 32), uint32(e.sent[1]), unpackWindow(e.gen >> 16), uint8(e.ctrl >> scaleShift0 & 0xf)},
+			{uint32(e.sent[1] >> 32), uint32(e.sent[0]), unpackWindow(e.gen), uint8(e.ctrl >> scaleShift1 & 0xf)},
+		},
+	}
+}
+
+// setConn packs the connection.
+func (e *entry) setConn(c *conn) {
+	p, q := &c.peers[0], &c.peers[1]
+	e.sent[0] = uint64(p.end)<<32 | uint64(q.maxEnd)
+	e.sent[1] = uint64(q.end)<<32 | uint64(p.maxEnd)
+	e.gen = e.gen&^0xffffffff | packWindow(p.maxWin)<<16 | packWindow(q.maxWin)
+	e.ctrl = withState(e.ctrl, c.state) &^ (0xff<<scaleShift0 | liberal)
+	e.ctrl |= uint64(p.scale)<<scaleShift0 | uint64(q.scale)<<scaleShift1
+	if c.liberal {
+		e.ctrl |= liberal
+	}
+}
