@@ -64,8 +64,20 @@ func (s Sum) Fold() uint16 {
 // header's checksum field.
 func (s Sum) Checksum() uint16 { return ^s.Fold() }
 
-// pseudoHeader4 is the sum of the IPv4 pseudo-header of TCP and UDP: addresses are
-// the eight bytes of source and destination, length is that of the L4 header and data.
-func pseudoHeader4(addresses []byte, proto uint8, length int) Sum {
+// pseudoHeader is the sum of the pseudo-header of TCP, UDP and ICMPv6 (RFC 9293, RFC 8200 section
+// 8.1): addresses are source and destination as the IP header has them, length is that of the L4
+// header and data. The wider fields of IPv6 sum up the same.
+func pseudoHeader(addresses []byte, proto uint8, length int) Sum {
 	return Sum(0).Add(addresses).AddUint16(uint16(proto)).AddUint16(uint16(length))
+}
+
+// pseudoHeader is that of the frame with an L4 header and data of length bytes. Valid iff IP.
+func (f *Frame) pseudoHeader(length int) Sum { return pseudoHeader(f.addresses(), f.Proto, length) }
+
+// addresses returns source and destination in the IP header, one behind the other. Valid iff IP.
+func (f *Frame) addresses() []byte {
+	if f.isIPv6() {
+		return f.buf[f.L3+8 : f.L3+40]
+	}
+	return f.buf[f.L3+12 : f.L3+20]
 }

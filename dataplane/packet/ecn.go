@@ -12,12 +12,21 @@ const (
 )
 
 // EncapECN returns the outer TOS byte for the frame: the inner ECN field is copied, the
-// normal mode of RFC 6040 section 4.1, and the DSCP is left at zero. Valid iff IPv4.
+// normal mode of RFC 6040 section 4.1, and the DSCP is left at zero. Valid iff IP.
 func (f *Frame) EncapECN() uint8 { return f.TOS() & ECNMask }
+
+// EncapTOS is EncapECN, with the DSCP copied as well if so asked: the uniform model of RFC 2983,
+// for an underlay that shares the pods' service classes. Valid iff IP.
+func (f *Frame) EncapTOS(copyDSCP bool) uint8 {
+	if copyDSCP {
+		return f.TOS()
+	}
+	return f.EncapECN()
+}
 
 // DecapECN combines the ECN field of the outer header into the inner one by RFC 6040
 // section 4.2. It returns DropECN for a congestion mark on a flow that is not
-// ECN-capable. Valid iff IPv4.
+// ECN-capable. Valid iff IP.
 func (f *Frame) DecapECN(outer uint8) Verdict {
 	inner := f.TOS() & ECNMask
 	switch outer & ECNMask {
@@ -34,11 +43,11 @@ func (f *Frame) DecapECN(outer uint8) Verdict {
 	return None
 }
 
-// setECN rewrites the ECN field and the header checksum with it (RFC 1624, equation 3).
+// setECN rewrites the ECN field, and the header checksum with it where there is one.
 func (f *Frame) setECN(ecn uint8) {
-	ip := f.buf[f.L3:f.L4]
-	old := binary.BigEndian.Uint16(ip)
-	ip[1] = ip[1]&^ECNMask | ecn
-	sum := Sum(0).AddUint16(^binary.BigEndian.Uint16(ip[10:])).AddUint16(^old).AddUint16(binary.BigEndian.Uint16(ip))
-	binary.BigEndian.PutUint16(ip[10:], sum.Checksum())
+	if f.isIPv6() {
+		f.buf[f.L3+1] = f.buf[f.L3+1]&^(ECNMask<<4) | ecn<<4
+		return
+	}
+	f.setIPv4Word(0, binary.BigEndian.Uint16(f.buf[f.L3:])&^ECNMask|uint16(ecn))
 }

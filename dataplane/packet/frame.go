@@ -50,15 +50,16 @@ type Frame struct {
 	buf        []byte // the slot that the frame lies in
 	start, end int    // the frame is buf[start:end]
 
-	// Offsets into the slot, kept across Prepend. Valid iff Parse returned None;
-	// Payload is where L4 data starts, valid for IPv4.
+	// Offsets into the slot, kept across Prepend. Valid iff Parse returned None, L4 and Payload
+	// for IP: Payload is behind a whole TCP or UDP header, else L4.
 	L2, L3, L4, Payload int
 
-	EtherType uint16
-	Proto     uint8      // valid iff IPv4
-	Fragment  bool       // valid iff IPv4: more fragments, or an offset
-	Src, Dst  netip.Addr // valid iff IPv4
-	Hash      uint32     // symmetric flow hash; without ports for fragments
+	EtherType  uint16
+	Proto      uint8      // valid iff IP: the protocol at L4, behind IPv6 extension headers
+	Fragment   bool       // valid iff IP: more fragments, or an offset
+	fragmentAt uint16     // valid iff Fragment: where FragmentData starts behind L3
+	Src, Dst   netip.Addr // valid iff IP
+	Hash       uint32     // symmetric flow hash; without ports for fragments
 
 	// Where a fragment lies in its datagram. Valid iff Fragment.
 	FragmentID     uint32
@@ -106,9 +107,9 @@ func (f *Frame) Len() int { return f.end - f.start }
 func (f *Frame) Start() int { return f.start }
 
 // Prepend makes the frame n bytes longer at the front and returns those bytes.
-// It reports false when the headroom is used up.
+// It reports false when the headroom is used up; a Detached frame has none.
 func (f *Frame) Prepend(n int) ([]byte, bool) {
-	if n < 0 || n > f.start {
+	if n < 0 || n > f.start || f.Detached && n > 0 {
 		return nil, false
 	}
 	f.start -= n
@@ -151,9 +152,6 @@ func (f *Frame) linkHeader() []byte {
 	}
 	return f.buf[f.L2 : f.L2+EthernetLen]
 }
-
-// TOS returns the IPv4 TOS byte (DSCP and ECN). Valid iff IPv4.
-func (f *Frame) TOS() uint8 { return f.buf[f.L3+1] }
 
 // A VNet is a virtio_net_hdr: the checksum and segmentation work that the sender
 // left to the device. The zero value says that nothing is left to do.

@@ -6,6 +6,9 @@ import "encoding/binary"
 // wire segments that it stands for.
 func (f *Frame) checkOffload() Verdict {
 	if f.VNet.NeedsCsum() {
+		if f.Fragment {
+			return DropOffload // the checksum covers what is in other frames
+		}
 		field := f.L2 + int(f.VNet.CsumStart) + int(f.VNet.CsumOffset)
 		if f.L2+int(f.VNet.CsumStart) < f.L4 || field+2 > f.end {
 			return DropOffload
@@ -30,10 +33,13 @@ func (f *Frame) gsoType() uint8 {
 	if f.Payload == f.L4 {
 		return GSONone
 	}
-	if f.Proto == ProtoTCP {
-		return GSOTCPv4
+	switch {
+	case f.Proto == ProtoUDP:
+		return GSOUDPL4
+	case f.isIPv6():
+		return GSOTCPv6
 	}
-	return GSOUDPL4
+	return GSOTCPv4
 }
 
 // l4ChecksumOffset returns where the L4 checksum lies behind L4. Valid iff Payload > L4.
@@ -98,7 +104,7 @@ func (f *Frame) AdoptOffload(mtu, gsoSize int) Verdict {
 // in 65,536 of the partial ones, which matters only for a super-packet: it must be cut.
 func (f *Frame) checksumIsPartial(superPacket bool) bool {
 	length := f.end - f.L4
-	pseudo := pseudoHeader4(f.buf[f.L3+12:f.L3+20], f.Proto, length)
+	pseudo := f.pseudoHeader(length)
 	field := binary.BigEndian.Uint16(f.buf[f.L4+f.l4ChecksumOffset():])
 	return field == pseudo.Fold() && (superPacket || pseudo.Add(f.buf[f.L4:f.end]).Fold() != 0xffff)
 }

@@ -148,7 +148,7 @@ func TestAdoptRefusesUDPOfUnknownSize(t *testing.T) {
 func TestAdoptLeavesAlone(t *testing.T) {
 	noChecksum := plainUDP(make([]byte, 100)).bytes(t)
 	noChecksum[40], noChecksum[41] = 0, 0
-	first, later := plainTCP(make([]byte, 2000)), plainTCP(make([]byte, 2000))
+	first, later := plainTCP(make([]byte, 2004)), plainTCP(make([]byte, 2000))
 	first.ip.Flags, later.ip.FragOffset = layers.IPv4MoreFragments, 3
 	icmp := plainTCP(make([]byte, 100))
 	icmp.tcp, icmp.ip.Protocol = nil, layers.IPProtocolICMPv4
@@ -171,7 +171,7 @@ func TestAdoptLeavesAlone(t *testing.T) {
 func TestParseChecksOffload(t *testing.T) {
 	const needs = packet.VNetNeedsCsum
 	tcp, udp := plainTCP(make([]byte, 3000)), plainUDP(make([]byte, 3000))
-	fragment := plainTCP(make([]byte, 3000))
+	fragment := plainTCP(make([]byte, 3004))
 	fragment.ip.Flags = layers.IPv4MoreFragments
 	end := uint16(packet.EthernetLen + 20 + 20 + 3000)
 	tests := []struct {

@@ -19,6 +19,10 @@ type oracle struct {
 	Proto, TOS          uint8
 	HeaderLen, TotalLen int
 	Fragment            bool
+	FragmentID          uint32
+	FragmentOffset      int
+	FragmentLen         int // of the data
+	MoreFragments       bool
 	L4HeaderLen         int // 0 where there is none whole
 	DstMAC, SrcMAC      string
 	truncated           bool
@@ -68,11 +72,43 @@ func (o *oracle) decodeIPv4(data []byte) error {
 	o.Dst, _ = netip.AddrFromSlice(ip.DstIP)
 	o.Proto, o.TOS = uint8(ip.Protocol), ip.TOS
 	o.HeaderLen, o.TotalLen = len(ip.Contents), int(ip.Length)
-	o.Fragment = ip.Flags&layers.IPv4MoreFragments != 0 || ip.FragOffset != 0
-	if !o.Fragment {
-		o.decodeL4(ip.Protocol, ip.Payload)
+	o.FragmentID, o.FragmentOffset, o.MoreFragments = uint32(ip.Id), int(ip.FragOffset)*8, ip.Flags&layers.IPv4MoreFragments != 0
+	if o.Fragment = o.MoreFragments || ip.FragOffset != 0; o.Fragment {
+		o.FragmentLen = o.TotalLen - o.HeaderLen
+		return o.checkFragment(o.HeaderLen, ip.Payload[:o.FragmentLen])
+	}
+	o.FragmentID = 0
+	o.decodeL4(ip.Protocol, ip.Payload)
+	return nil
+}
+
+// checkFragment holds a fragment with so many bytes counted before its data against RFC 791, RFC 1858, RFC 3128 and
+// RFC 7112.
+func (o *oracle) checkFragment(before int, l4 []byte) error {
+	tcp := o.Proto == packet.ProtoTCP
+	switch {
+	case o.MoreFragments && o.FragmentLen%8 != 0, before+o.FragmentOffset+o.FragmentLen > 65535:
+		return errors.New("fragment impossible")
+	case tcp && o.FragmentOffset > 0 && o.FragmentOffset < 20:
+		return errTiny
+	case o.FragmentOffset > 0:
+		return nil
+	case tcp && (len(l4) < 20 || len(l4) < int(l4[12]>>4)*4):
+		return errTiny
+	case (o.Proto == packet.ProtoUDP || o.Proto == o.icmp()) && len(l4) < 8:
+		return errTiny
 	}
 	return nil
+}
+
+var errTiny = errors.New("tiny fragment")
+
+// icmp is the number of the ICMP that belongs to the packet's family.
+func (o *oracle) icmp() uint8 {
+	if o.Src.Is4() {
+		return packet.ProtoICMP
+	}
+	return packet.ProtoICMPv6
 }
 
 func (o *oracle) decodeL4(proto layers.IPProtocol, data []byte) {
@@ -103,6 +139,10 @@ func checkAgainstOracle(t *testing.T, b *packet.Batch, f *packet.Frame, data []b
 		Src: f.Src, Dst: f.Dst, Proto: f.Proto, TOS: f.TOS(), HeaderLen: f.L4 - f.L3,
 		TotalLen: f.Start() + f.Len() - f.L3, Fragment: f.Fragment, L4HeaderLen: f.Payload - f.L4,
 		DstMAC: f.DstMAC().String(), SrcMAC: f.SrcMAC().String(),
+		FragmentID: f.FragmentID, FragmentOffset: f.FragmentOffset, MoreFragments: f.MoreFragments,
+	}
+	if f.Fragment {
+		got.FragmentLen = len(f.FragmentData())
 	}
 	if got != o {
 		t.Fatalf("%x:\nParse  %+v\noracle %+v", data, got, o)
@@ -169,8 +209,12 @@ func FuzzParse(f *testing.F) {
 }
 
 func checkRefusal(t *testing.T, f *packet.Frame, v packet.Verdict, data []byte) {
-	if o, err := decode(data); err == nil {
-		t.Fatalf("%x: verdict %v, but the oracle reads %+v", data, v, o)
+	o, err := decode(data)
+	if err == nil || errors.Is(err, errTiny) != (v == packet.DropFragmentTiny) {
+		t.Fatalf("%x: verdict %v, but the oracle reads %+v: %v", data, v, o, err)
+	}
+	if v == packet.DropFragmentTiny {
+		return // which flow it belongs to is known
 	}
 	isARP := len(data) >= packet.EthernetLen && data[12] == 8 && data[13] == 6
 	if (v == packet.None) != isARP {

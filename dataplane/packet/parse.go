@@ -2,7 +2,6 @@ package packet
 
 import (
 	"encoding/binary"
-	"math/bits"
 	"net/netip"
 )
 
@@ -17,25 +16,66 @@ const (
 )
 
 // Parse reads the Ethernet header at the frame's start and what follows it, and sets the
-// frame's offsets and flow fields. It trims Ethernet padding behind the IP packet. It
-// returns None when the frame may go on: an ARP packet, or an IPv4 packet whose header
-// is sound. The fields that do not apply are zero on every return.
+// frame's offsets and flow fields; a Detached frame starts with the IP header. It trims
+// Ethernet padding behind the IP packet. It returns None when the frame may go on: an ARP
+// packet, or an IP packet whose headers are sound. The fields that do not apply are zero on
+// every return. The verdicts, for the first that is wrong in a packet's order:
+//
+//   - DropFrameTruncated: the frame ends inside the Ethernet or fixed IP header, or before
+//     the IP packet's length
+//   - DropIPHeader: another version, an impossible length (an IPv6 payload length of 0 with a
+//     next header: a jumbogram, RFC 2675), an IPv4 fragment that its datagram cannot hold
+//   - DropIPChecksum: that of the IPv4 header
+//   - DropExtension: see walkExtensions
+//   - DropFragmentTiny: see checkFragment; the flow fields are set
+//   - DropOffload: VNet contradicts the headers; the flow fields are set
 func (f *Frame) Parse() Verdict {
 	f.L2, f.L3, f.L4, f.Payload = f.start, 0, 0, 0
 	f.EtherType, f.Proto, f.Fragment, f.Hash, f.Segments = 0, 0, false, 0, 1
 	f.Src, f.Dst = netip.Addr{}, netip.Addr{}
+	f.FragmentID, f.FragmentOffset, f.MoreFragments, f.fragmentAt = 0, 0, false, 0
+	if v := f.parseLink(); v != None {
+		return v
+	}
+	switch f.EtherType {
+	case EtherTypeIPv4:
+		return f.parseIPv4()
+	case EtherTypeIPv6:
+		return f.parseIPv6()
+	case EtherTypeARP:
+		return None
+	}
+	return DropEtherType
+}
+
+func (f *Frame) parseLink() Verdict {
+	if f.Detached {
+		return f.parseDetached()
+	}
 	if f.Len() < EthernetLen {
 		return DropFrameTruncated
 	}
 	f.L3 = f.L2 + EthernetLen
 	f.EtherType = binary.BigEndian.Uint16(f.buf[f.L2+12:])
-	switch f.EtherType {
-	case EtherTypeIPv4:
-		return f.parseIPv4()
-	case EtherTypeARP:
-		return None
+	return None
+}
+
+// parseDetached takes the EtherType from the IP version.
+func (f *Frame) parseDetached() Verdict {
+	f.L2, f.L3 = f.start-EthernetLen, f.start
+	if f.Len() == 0 {
+		return DropFrameTruncated
 	}
-	return DropEtherType
+	switch f.buf[f.L3] >> 4 {
+	case 4:
+		f.EtherType = EtherTypeIPv4
+	case 6:
+		f.EtherType = EtherTypeIPv6
+	default:
+		return DropIPHeader
+	}
+	binary.BigEndian.PutUint16(f.link[12:], f.EtherType)
+	return None
 }
 
 func (f *Frame) parseIPv4() Verdict {
@@ -54,19 +94,35 @@ func (f *Frame) parseIPv4() Verdict {
 	if Sum(0).Add(ip[:headerLen]).Fold() != 0xffff {
 		return DropIPChecksum
 	}
+	if word := binary.BigEndian.Uint16(ip[6:]); word&(ipv4MoreFragments|ipv4OffsetMask) != 0 {
+		more, offset := word&ipv4MoreFragments != 0, int(word&ipv4OffsetMask)*8
+		if !fragmentFits(headerLen, offset, totalLen-headerLen, more) {
+			return DropIPHeader
+		}
+		f.setFragment(uint32(binary.BigEndian.Uint16(ip[4:])), offset, more, headerLen)
+	}
 	f.end = f.L3 + totalLen
 	f.L4 = f.L3 + headerLen
 	f.Proto = ip[9]
 	f.Src = netip.AddrFrom4([4]byte(ip[12:16]))
 	f.Dst = netip.AddrFrom4([4]byte(ip[16:20]))
-	f.Fragment = binary.BigEndian.Uint16(ip[6:])&(ipv4MoreFragments|ipv4OffsetMask) != 0
+	return f.parseL4()
+}
+
+// parseL4 sets what depends on the L4 header, behind either IP header.
+func (f *Frame) parseL4() Verdict {
 	f.Payload = f.L4 + f.l4HeaderLen()
-	f.Hash = f.flowHash(ip)
+	f.Hash = f.flowHash()
+	if f.Fragment {
+		if v := f.checkFragment(); v != None {
+			return v
+		}
+	}
 	return f.checkOffload()
 }
 
 // l4HeaderLen returns the length of the TCP or UDP header, and 0 where there is none
-// whole: other protocols, later fragments, headers that are cut.
+// whole: other protocols, fragments, headers that are cut.
 func (f *Frame) l4HeaderLen() int {
 	l4 := f.buf[f.L4:f.end]
 	if f.Fragment {
@@ -81,25 +137,4 @@ func (f *Frame) l4HeaderLen() int {
 		}
 	}
 	return 0
-}
-
-// flowHash is the same for both directions of a flow, so that both meet on one worker
-// and one receive queue. Fragments have no ports to hash, and the first one must not
-// part from the rest.
-func (f *Frame) flowHash(ip []byte) uint32 {
-	src := uint64(binary.BigEndian.Uint32(ip[12:]))
-	dst := uint64(binary.BigEndian.Uint32(ip[16:]))
-	if f.Payload > f.L4 {
-		src = src<<16 | uint64(binary.BigEndian.Uint16(f.buf[f.L4:]))
-		dst = dst<<16 | uint64(binary.BigEndian.Uint16(f.buf[f.L4+2:]))
-	}
-	h := mix(src) + mix(dst) + uint64(f.Proto)
-	return uint32(mix(h))
-}
-
-// mix spreads every input bit over the output: the high and the low half of a
-// product with an odd constant (2^64 divided by the golden ratio).
-func mix(v uint64) uint64 {
-	hi, lo := bits.Mul64(v+0x9e3779b97f4a7c15, 0x9e3779b97f4a7c15)
-	return hi ^ lo
 }

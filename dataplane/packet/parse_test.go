@@ -60,7 +60,7 @@ func TestParseVerdicts(t *testing.T) {
 		{"total length smaller", func(d []byte) []byte { d[l3+3]--; refresh(d[l3:]); return d }, packet.None},
 		{"header checksum", func(d []byte) []byte { d[l3+11] ^= 1; return d }, packet.DropIPChecksum},
 		{"header bit", func(d []byte) []byte { d[l3+8] ^= 0x10; return d }, packet.DropIPChecksum},
-		{"IPv6", func(d []byte) []byte { d[12], d[13] = 0x86, 0xdd; return d }, packet.DropEtherType},
+		{"IPv6", func(d []byte) []byte { d[12], d[13] = 0x86, 0xdd; return d }, packet.DropIPHeader},
 		{"VLAN", func(d []byte) []byte { d[12], d[13] = 0x81, 0x00; return d }, packet.DropEtherType},
 		{"ARP", func(d []byte) []byte { d[12], d[13] = 0x08, 0x06; return d }, packet.None},
 		{"empty", func(d []byte) []byte { return nil }, packet.DropFrameTruncated},

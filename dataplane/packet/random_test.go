@@ -19,7 +19,22 @@ func randomStack(r *rand.Rand, maxPayload int) stack {
 		s.ip.Protocol = layers.IPProtocolTCP
 		s.tcp = randomTCP(r)
 	}
+	if s.ip.Flags&layers.IPv4MoreFragments != 0 {
+		s.payload = append(s.payload, randomBytes(r, 8)...) // the header of ICMP
+		s.payload = s.payload[s.l4Len()%8:]
+	}
 	return s
+}
+
+// l4Len is the length of L4 header and payload.
+func (s stack) l4Len() int {
+	switch {
+	case s.tcp != nil:
+		return tcpHeaderLen(s.tcp) + len(s.payload)
+	case s.udp != nil:
+		return 8 + len(s.payload)
+	}
+	return len(s.payload)
 }
 
 func randomIPv4(r *rand.Rand) layers.IPv4 {
@@ -35,7 +50,7 @@ func randomIPv4(r *rand.Rand) layers.IPv4 {
 	case 0:
 		ip.Flags = layers.IPv4MoreFragments
 	case 1:
-		ip.FragOffset = uint16(1 + r.IntN(0x1fff))
+		ip.FragOffset = uint16(3 + r.IntN(0x1f00)) // behind a TCP header, and with room up to 64 KiB
 	case 2:
 		ip.Flags = layers.IPv4DontFragment
 	}

@@ -10,8 +10,9 @@ const (
 )
 
 // MaxHeaders is the longest run of headers in front of a segment's payload that
-// this package writes: headroom, Ethernet, and IPv4 and TCP with all options.
-const MaxHeaders = Headroom + EthernetLen + 60 + 60
+// this package writes: headroom, Ethernet, IPv6 with all extension headers that Parse
+// takes, and TCP with all options.
+const MaxHeaders = Headroom + EthernetLen + ipv6Len + maxExtensionBytes + 60
 
 // A Segmenter cuts a super-packet into the segments that go on the wire, in order. It
 // copies headers only; payloads are slices of the frame. Encapsulation headers in front
@@ -43,7 +44,7 @@ func (s *Segmenter) Next(header []byte) (payload []byte, ok bool) {
 	payload = f.buf[s.next : s.next+size]
 	last := s.next+size == f.end
 	copy(header, f.buf[f.start:f.Payload])
-	s.fixIPv4(header, size)
+	s.fixIP(header, size)
 	if f.Proto == ProtoTCP {
 		s.fixTCP(header, payload, last)
 	} else {
@@ -54,9 +55,13 @@ func (s *Segmenter) Next(header []byte) (payload []byte, ok bool) {
 	return payload, true
 }
 
-func (s *Segmenter) fixIPv4(header []byte, payloadLen int) {
+func (s *Segmenter) fixIP(header []byte, payloadLen int) {
 	f := s.f
 	ip := header[f.L3-f.start : f.L4-f.start]
+	if f.isIPv6() {
+		binary.BigEndian.PutUint16(ip[4:], uint16(f.Payload-f.L3-ipv6Len+payloadLen))
+		return
+	}
 	binary.BigEndian.PutUint16(ip[2:], uint16(f.Payload-f.L3+payloadLen))
 	id := binary.BigEndian.Uint16(ip[4:])
 	binary.BigEndian.PutUint16(ip[4:], id+uint16(s.index))
@@ -75,21 +80,20 @@ func (s *Segmenter) fixTCP(header, payload []byte, last bool) {
 		tcp[13] &^= tcpFIN | tcpPSH
 	}
 	tcp[16], tcp[17] = 0, 0
-	binary.BigEndian.PutUint16(tcp[16:], s.l4Sum(header, tcp, payload).Checksum())
+	binary.BigEndian.PutUint16(tcp[16:], s.l4Sum(tcp, payload).Checksum())
 }
 
 func (s *Segmenter) fixUDP(header, payload []byte) {
 	udp := header[s.f.L4-s.f.start:]
 	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)+len(payload)))
 	udp[6], udp[7] = 0, 0
-	sum := s.l4Sum(header, udp, payload).Checksum()
+	sum := s.l4Sum(udp, payload).Checksum()
 	if sum == 0 {
 		sum = 0xffff // zero says "no checksum" (RFC 768)
 	}
 	binary.BigEndian.PutUint16(udp[6:], sum)
 }
 
-func (s *Segmenter) l4Sum(header, l4, payload []byte) Sum {
-	ip := header[s.f.L3-s.f.start:]
-	return pseudoHeader4(ip[12:20], s.f.Proto, len(l4)+len(payload)).Add(l4).Add(payload)
+func (s *Segmenter) l4Sum(l4, payload []byte) Sum {
+	return s.f.pseudoHeader(len(l4) + len(payload)).Add(l4).Add(payload)
 }

@@ -1,0 +1,25 @@
+package packet_test
+
+import (
+	"testing"
+	"unsafe"
+
+	"github.com/tulle-net/tulle/dataplane/packet"
+)
+
+func BenchmarkParse(b *testing.B) {
+	for name, data := range map[string][]byte{
+		"IPv4/TCP": plainTCP(make([]byte, 10)).bytes(b),
+		"IPv4/UDP": plainUDP(make([]byte, 10)).bytes(b),
+	} {
+		b.Run(name, func(b *testing.B) {
+			f := load(packet.NewBatch(0), data)
+			b.ReportMetric(float64(unsafe.Sizeof(*f)), "frame-bytes")
+			for b.Loop() {
+				if v := f.Parse(); v != packet.None {
+					b.Fatal(v)
+				}
+			}
+		})
+	}
+}
