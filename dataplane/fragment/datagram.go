@@ -69,7 +69,7 @@ func (d *datagram) place(p piece) fit {
 func (d *datagram) repeats(p piece) bool {
 	from, to := p.offset/blockLen, blocksTo(p.end())
 	last := d.closed && p.end() == d.reach
-	if last == p.more || !d.starts.has(from) || d.starts.any(from+1, to) || !d.blocks.has(to-1) {
+	if last == p.more || p.end() > d.reach || !d.starts.has(from) || d.starts.any(from+1, to) || !d.blocks.has(to-1) {
 		return false
 	}
 	return last || !d.blocks.has(to) || d.starts.has(to)
