@@ -19,7 +19,9 @@ type Counters struct {
 	Ports     [numSides]PortCounters
 	Generated uint64 // packets that the engine made itself, in segments
 	Queued    uint64 // segments taken in and not yet settled: measured, not derived
-	Verdicts  [packet.NumVerdicts]uint64
+	// ICMPLimited counts the ICMP errors that were not made because there were too many. They are no packets.
+	ICMPLimited uint64
+	Verdicts    [packet.NumVerdicts]uint64
 }
 
 func (c *Counters) add(o *Counters) {
@@ -34,6 +36,7 @@ func (c *Counters) add(o *Counters) {
 	}
 	c.Generated += o.Generated
 	c.Queued += o.Queued
+	c.ICMPLimited += o.ICMPLimited
 	for i := range c.Verdicts {
 		c.Verdicts[i] += o.Verdicts[i]
 	}

@@ -4,28 +4,48 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/tulle-net/tulle/dataplane/conntrack"
 	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
-// Ports are the two ports of one worker.
-type Ports struct{ TAP, Underlay Port }
+// Ports are the ports of one worker. One of the underlays may be nil.
+type Ports struct{ TAP, Underlay, Underlay6 Port }
 
-// An Engine forwards packets between TAP queues and underlays, one worker for each
-// pair. Its methods are safe for concurrent use; Run is called once.
+// A Config says what an Engine works with. Codec, Ports and Flows are needed.
+type Config struct {
+	Codec Codec
+	Ports []Ports          // one worker for each
+	Flows *conntrack.Table // stays the caller's: it outlives the engine
+
+	// Clock is monotonic, in the terms of Flows' times. It is called by all workers.
+	Clock func() time.Duration
+	// Probe is told of each answer to an echo request of this node's: the peer's outer address, and the request's identifier,
+	// sequence number and size as IP packet. It is called by all workers and must not block; nil for none.
+	Probe func(peer netip.Addr, id, seq uint16, size int)
+
+	// DecrementTTL makes the tunnel a hop on each side, as flannel's udp backend is.
+	DecrementTTL bool
+	// CopyDSCP copies the inner DSCP to the outer header (RFC 2983, uniform model); without it the outer one is 0.
+	CopyDSCP bool
+}
+
+// An Engine forwards packets between TAP queues and underlays. Its methods are safe for concurrent use; Run is called once.
 type Engine struct {
+	Config
 	tables  atomic.Pointer[tables.Set] // one writer: Publish
 	workers []*worker
 }
 
-// New returns an engine with one worker for each pair of ports. The ports stay the
-// caller's to close, after Run has returned.
-func New(codec Codec, pairs []Ports) (*Engine, error) {
-	e := &Engine{}
-	for i, p := range pairs {
-		w, err := newWorker(e, codec, p)
+// New returns an engine with one worker for each Ports. The ports stay the caller's to close, after Run has returned.
+func New(c Config) (*Engine, error) {
+	e := &Engine{Config: c}
+	for i, p := range c.Ports {
+		w, err := newWorker(e, p)
 		if err != nil {
 			e.close()
 			return nil, fmt.Errorf("worker %d: %w", i, err)

@@ -19,13 +19,13 @@ func TestRandomTraffic(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	r := newRig(t)
-	r.tap.refuse, r.underlay.refuse = 7, 5
+	r.tap().refuse, r.underlay().refuse, r.underlay6().refuse = 7, 5, 5
 	queued := uint64(0)
 	look := func() {
 		c := r.w.snapshot()
 		queued += c.Queued
 	}
-	r.tap.onWrite, r.underlay.onWrite = look, look
+	r.tap().onWrite, r.underlay().onWrite, r.underlay6().onWrite = look, look, look
 	expect := uint64(0)
 	for range 300 {
 		for range rng.IntN(100) {
@@ -33,12 +33,16 @@ func TestRandomTraffic(t *testing.T) {
 			if c.prepare != nil {
 				continue
 			}
-			[]*memPort{r.tap, r.underlay}[c.side].put(c.frame(t))
+			r.ports[c.side].put(c.frame(t))
 			expect += uint64(c.segments)
 		}
-		r.turn(TAP)
-		r.turn(Underlay)
+		for side := range numSides {
+			r.turn(side)
+		}
+		r.now.Add(int64(rng.IntN(1e9)))
 	}
+	r.now.Add(int64(time.Minute))
+	r.w.begin() // fragments that still wait
 	if l := r.w.snapshot(); l.Ledger().In != expect {
 		t.Errorf("%d segments in, want %d", l.Ledger().In, expect)
 	}
@@ -51,14 +55,14 @@ func TestRandomTraffic(t *testing.T) {
 func TestLedgerDuringWrite(t *testing.T) {
 	r := newRig(t)
 	looked := 0
-	r.underlay.onWrite = func() {
+	r.underlay().onWrite = func() {
 		looked++
 		c := r.w.snapshot()
 		if l := c.Ledger(); !l.Balanced() || l.Queued != 4 {
 			t.Errorf("ledger during a write of 4 segments: %+v", l)
 		}
 	}
-	r.tap.put(tcpSuper(t, "10.0.1.9", "10.0.2.9", 5000, 1400))
+	r.tap().put(tcpSuper(t, "10.0.1.9", "10.0.2.9", 5000, 1400))
 	r.turn(TAP)
 	if looked != 1 {
 		t.Errorf("%d writes, want 1", looked)
@@ -68,12 +72,12 @@ func TestLedgerDuringWrite(t *testing.T) {
 // TestZeroAllocs demands that no packet costs an allocation, on either way.
 func TestZeroAllocs(t *testing.T) {
 	r := newRig(t)
-	r.tap.discard, r.underlay.discard = true, true
+	r.tap().discard, r.underlay().discard = true, true
 	out := []memFrame{tcpSuper(t, "10.0.1.9", "10.0.2.9", 60000, 1398), {data: udpFrame(t, macA, gateA, "10.0.1.9", "10.0.3.9", 64)}, {data: arpRequest(t, "10.0.1.0", "10.0.2.9")}}
 	in := []memFrame{fromB(t, "10.0.2.9", "10.0.1.9"), fromB(t, "10.0.9.9", "10.0.1.9"), kernelSuper(t)}
 	round := func() {
-		r.tap.put(out...)
-		r.underlay.put(in...)
+		r.tap().put(out...)
+		r.underlay().put(in...)
 		r.turn(TAP)
 		r.turn(Underlay)
 	}
@@ -94,8 +98,8 @@ func TestRun(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for range rounds {
-			r.tap.put(memFrame{data: udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 64)})
-			r.underlay.put(fromB(t, "10.0.2.9", "10.0.1.9"))
+			r.tap().put(memFrame{data: udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 64)})
+			r.underlay().put(fromB(t, "10.0.2.9", "10.0.1.9"))
 		}
 	})
 	wg.Go(func() {
@@ -148,8 +152,8 @@ func settledGoroutines(want int) int {
 func TestPortGone(t *testing.T) {
 	r := newRig(t)
 	gone := errors.New("device removed")
-	r.tap.gone = gone
-	r.tap.signal(true)
+	r.tap().gone = gone
+	r.tap().signal(true)
 	if err := r.engine.Run(t.Context()); !errors.Is(err, gone) {
 		t.Errorf("Run returned %v, want %v", err, gone)
 	}

@@ -114,14 +114,16 @@ func (p *memPort) Write(b *packet.Batch) error {
 // write takes a frame as it is, as a TAP does. What an underlay does to super-packets is encap's to test; here
 // they stay whole and count as what they stand for.
 func (p *memPort) write(f *packet.Frame) {
-	f.Sent, f.SentBytes = f.Segments, f.Len()
+	length := len(f.DetachedLink()) + f.Len()
+	f.Sent, f.SentBytes = f.Segments, length
 	p.counted.FramesOut++
 	p.counted.SegmentsOut += uint64(f.Segments)
-	p.counted.BytesOut += uint64(f.Len())
+	p.counted.BytesOut += uint64(length)
 	if p.discard {
 		return
 	}
-	p.out = append(p.out, memFrame{data: append([]byte(nil), f.Bytes()...), vnet: f.VNet, remote: f.Remote, tos: f.OuterTOS})
+	data := append(append([]byte(nil), f.DetachedLink()...), f.Bytes()...)
+	p.out = append(p.out, memFrame{data: data, vnet: f.VNet, remote: f.Remote, tos: f.OuterTOS})
 }
 
 // taken returns what was written since the last call.

@@ -3,74 +3,108 @@ package dataplane
 import (
 	"net/netip"
 
+	"github.com/tulle-net/tulle/dataplane/fragment"
 	"github.com/tulle-net/tulle/dataplane/packet"
 	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
-// outbound decides a frame from the TAP: parse, route, encapsulate.
+// outbound decides a frame from the TAP: parse, answer what is asked of the engine, flow, route, encapsulate.
 func (w *worker) outbound(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if v := f.Parse(); v != packet.None {
 		return v
 	}
-	if f.EtherType == packet.EtherTypeARP {
-		return answerARP(set, f)
-	}
-	if f.Dst.IsMulticast() || f.Dst == broadcast {
+	switch {
+	case f.EtherType == packet.EtherTypeARP:
+		return w.answerARP(set, f)
+	case f.IsND():
+		return w.answerND(set, f)
+	case f.Dst.IsMulticast() || f.Dst == broadcast:
 		return packet.DropMulticast
+	case f.Martian():
+		return packet.DropMartian
+	case f.Fragment:
+		return w.follow(w.outFragments, set, f, (*worker).forwardOut)
 	}
-	route := set.Lookup(f.Dst)
-	if route == nil {
-		return packet.DropNoRoute
-	}
-	switch route.Kind {
-	case tables.ToPeer:
-		return w.encapsulate(set, route.Peer, f)
-	case tables.Local, tables.Host:
-		f.SetMACs(set.Node.VTEP, set.Node.Gateway)
-		return packet.Delivered
-	}
-	return packet.DropReject
+	return w.forwardOut(set, f)
 }
 
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
+// forwardOut looks up flow and route. The flow is remembered only when the packet goes on.
+func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
+	known, v := w.lookup(f)
+	if v != packet.None {
+		return v
+	}
+	route := set.Lookup(f.Dst)
+	switch {
+	case route == nil:
+		return w.complain(set, f, packet.DropNoRoute, 0)
+	case route.Kind == tables.Reject && isEngine(set, f.Dst):
+		return w.toEngine(set, nil, f)
+	case route.Kind == tables.Reject:
+		return w.complain(set, f, packet.DropReject, 0)
+	case route.Kind == tables.ToPeer:
+		v = w.toPeer(set, route.Peer, f)
+	default:
+		f.SetMACs(set.Node.VTEP, set.Node.Gateway)
+		v = packet.Delivered
+	}
+	return w.commit(known, v)
+}
+
+// toPeer holds the packet against the path, and encapsulates it.
+func (w *worker) toPeer(set *tables.Set, peer *tables.Peer, f *packet.Frame) packet.Verdict {
+	if v := w.hop(set, f); v != packet.None {
+		return v
+	}
+	if mtu := pathMTU(peer, f); f.SegmentLen() > mtu && f.DontFragment() {
+		return w.complain(set, f, packet.DropTooBig, mtu)
+	}
+	return w.encapsulate(set, peer, f)
+}
+
+// hop makes the tunnel's end a hop where it is one. A TTL of 0 is never forwarded (RFC 1812 section 5.3.1); with VXLAN the
+// rest is left to the kernels' routing on both sides.
+func (w *worker) hop(set *tables.Set, f *packet.Frame) packet.Verdict {
+	ttl := f.TTL()
+	if ttl == 0 || ttl == 1 && w.engine.DecrementTTL {
+		return w.complain(set, f, packet.DropTTL, 0)
+	}
+	if w.engine.DecrementTTL {
+		f.DecrementTTL()
+	}
+	return packet.None
+}
+
+// minMTU6 is what every IPv6 path must take, in fragments of the outer packet if need be (RFC 8200 section 5).
+const minMTU6 = 1280
+
+func pathMTU(peer *tables.Peer, f *packet.Frame) int {
+	if f.EtherType == packet.EtherTypeIPv6 {
+		return max(peer.MTU, minMTU6)
+	}
+	return peer.MTU
+}
+
 func (w *worker) encapsulate(set *tables.Set, peer *tables.Peer, f *packet.Frame) packet.Verdict {
 	f.SetMACs(peer.VTEP, set.Node.VTEP)
 	f.CompleteChecksum()
-	f.OuterTOS = f.EncapECN()
+	f.OuterTOS = f.EncapTOS(w.engine.CopyDSCP)
 	f.Remote = peer.Endpoint
-	if v := w.codec.Encap(f); v != packet.None {
+	if v := w.engine.Codec.Encap(f); v != packet.None {
 		return v
 	}
 	return packet.Encapsulated
 }
 
-// answerARP answers for the engine's own address and for what it routes to peers. Probes
-// for duplicate addresses (sender 0.0.0.0, RFC 5227) get an answer only for the engine's
-// own: everything else belongs to someone who may ask for it.
-func answerARP(set *tables.Set, f *packet.Frame) packet.Verdict {
-	target, sender, ok := f.ARPTarget()
-	if !ok {
-		return packet.DropARP
-	}
-	if target != set.Node.Engine {
-		route := set.Lookup(target)
-		if sender.IsUnspecified() || route == nil || route.Kind != tables.ToPeer {
-			return packet.DropARP
-		}
-	}
-	f.AnswerARP(set.Node.Gateway)
-	return packet.ARPAnswered
-}
-
-// inbound decides a datagram from the underlay: known peer, decapsulate, parse, source
-// check, route.
+// inbound decides a datagram from an underlay: known peer, decapsulate, parse, source check, flow.
 func (w *worker) inbound(set *tables.Set, f *packet.Frame) packet.Verdict {
 	peer := set.PeerAt(f.Remote.Addr())
 	if peer == nil {
 		return packet.DropUnknownPeer
 	}
-	if v := w.codec.Decap(f); v != packet.None {
+	if v := w.engine.Codec.Decap(f); v != packet.None {
 		return v
 	}
 	if v := f.Parse(); v != packet.None {
@@ -82,26 +116,92 @@ func (w *worker) inbound(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if v := f.DecapECN(f.OuterTOS); v != packet.None {
 		return v
 	}
-	if v := f.AdoptOffload(set.Node.MTU, f.SegmentHint); v != packet.None {
+	if f.Fragment {
+		return w.follow(w.inFragments, set, f, (*worker).forwardIn)
+	}
+	if v := f.AdoptOffload(set.Node.Limit(f.Src), f.SegmentHint); v != packet.None {
 		return v
 	}
-	return packet.Delivered
+	if v := f.CheckL4(); v != packet.None {
+		return v
+	}
+	return w.forwardIn(set, f)
 }
 
 // checkInner holds a decapsulated frame against what the peer may send to this node.
 func checkInner(set *tables.Set, peer *tables.Peer, f *packet.Frame) packet.Verdict {
 	switch {
-	case f.DstMAC() != set.Node.VTEP:
+	case !f.Detached && f.DstMAC() != set.Node.VTEP:
 		return packet.DropOtherMAC
-	case f.SrcMAC() == set.Node.VTEP:
+	case !f.Detached && f.SrcMAC() == set.Node.VTEP:
 		return packet.DropOwnMAC
-	case f.EtherType != packet.EtherTypeIPv4:
+	case f.EtherType == packet.EtherTypeARP:
 		return packet.DropARP
+	case f.IsND():
+		return packet.DropND
+	case f.Martian():
+		return packet.DropMartian
 	case set.Owner(f.Src) != peer:
 		return packet.DropInnerSource
 	}
-	if route := set.Lookup(f.Dst); route == nil || route.Kind != tables.Local && route.Kind != tables.Host {
+	route := set.Lookup(f.Dst)
+	switch {
+	case route == nil || route.Kind == tables.ToPeer || route.Kind == tables.Reject && !isEngine(set, f.Dst):
 		return packet.DropInnerDestination
+	case route.Kind == tables.Host && f.Proto == packet.ProtoUDP && isTunnel(set, f):
+		return packet.DropNested
+	}
+	return packet.None
+}
+
+// isTunnel says whether a UDP packet is one of the tunnel's own kind.
+func isTunnel(set *tables.Set, f *packet.Frame) bool {
+	_, port := f.Ports()
+	return port == set.Node.Port
+}
+
+func isEngine(set *tables.Set, a netip.Addr) bool {
+	return a == set.Node.Engine || a == set.Node.Engine6
+}
+
+// forwardIn hands a packet that a peer may send to whom it is for: the engine, or the kernel's side of the TAP.
+func (w *worker) forwardIn(set *tables.Set, f *packet.Frame) packet.Verdict {
+	if isEngine(set, f.Dst) {
+		return w.toEngine(set, set.Owner(f.Src), f)
+	}
+	if v := w.hop(set, f); v != packet.None {
+		return v
+	}
+	known, v := w.lookup(f)
+	if v != packet.None {
+		return v
+	}
+	if f.Detached {
+		f.SetMACs(set.Node.VTEP, set.Node.Gateway)
+	}
+	return w.commit(known, packet.Delivered)
+}
+
+// follow makes the fragments of a datagram share the verdict of the first one, which next decides. Those that came before
+// it wait in the tracker. None says that the frame waits or is settled.
+func (w *worker) follow(t *fragment.Tracker, set *tables.Set, f *packet.Frame, next func(*worker, *tables.Set, *packet.Frame) packet.Verdict) packet.Verdict {
+	action, v := t.Judge(f, w.now)
+	switch action {
+	case fragment.Held:
+		return packet.None
+	case fragment.Drop:
+		return v
+	case fragment.Pass:
+		return next(w, set, f)
+	}
+	v = next(w, set, f)
+	w.settle(f, v)
+	for _, waiting := range t.Decided(v) {
+		fate := v
+		if v.Sent() {
+			fate = next(w, set, waiting)
+		}
+		w.settle(waiting, fate)
 	}
 	return packet.None
 }

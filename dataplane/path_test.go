@@ -67,9 +67,9 @@ var verdictCases = []verdictCase{
 		return m
 	}, packet.DropReadTruncated, 1, nil},
 	{"IP longer than the frame", TAP, plain(func(t testing.TB) []byte { return udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 64)[:60] }), packet.DropFrameTruncated, 1, nil},
-	{"IPv6", TAP, plain(func(t testing.TB) []byte {
+	{"EtherType", TAP, plain(func(t testing.TB) []byte {
 		b := udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 64)
-		copy(b[12:], []byte{0x86, 0xdd})
+		copy(b[12:], []byte{0x88, 0xcc})
 		return b
 	}), packet.DropEtherType, 1, nil},
 	{"ARP for a local pod", TAP, plain(func(t testing.TB) []byte { return arpRequest(t, "10.0.1.0", "10.0.1.9") }), packet.DropARP, 1, nil},
@@ -113,8 +113,8 @@ var verdictCases = []verdictCase{
 
 	{"no route", TAP, outTo("198.51.100.1"), packet.DropNoRoute, 1, nil},
 	{"nobody's subnet", TAP, outTo("10.0.9.9"), packet.DropReject, 1, nil},
-	{"TAP refuses", Underlay, inFrom("10.0.2.9", "10.0.1.9"), packet.DropTAPWrite, 1, func(r *rig) { r.tap.refuse = 1 }},
-	{"underlay refuses", TAP, func(t testing.TB) memFrame { return tcpSuper(t, "10.0.1.9", "10.0.2.9", 5000, 1400) }, packet.DropUnderlaySend, 4, func(r *rig) { r.underlay.refuse = 1 }},
+	{"TAP refuses", Underlay, inFrom("10.0.2.9", "10.0.1.9"), packet.DropTAPWrite, 1, func(r *rig) { r.tap().refuse = 1 }},
+	{"underlay refuses", TAP, func(t testing.TB) memFrame { return tcpSuper(t, "10.0.1.9", "10.0.2.9", 5000, 1400) }, packet.DropUnderlaySend, 4, func(r *rig) { r.underlay().refuse = 1 }},
 }
 
 // kernelSuper is what a kernel VXLAN peer on the same machine sends: 4,200 bytes of TCP in one datagram, with the pseudo-header
@@ -142,22 +142,37 @@ func TestVerdicts(t *testing.T) {
 			if c.prepare != nil {
 				c.prepare(r)
 			}
-			port := []*memPort{r.tap, r.underlay}[c.side]
-			port.put(c.frame(t))
-			r.turn(c.side)
+			before := r.w.count
+			r.send(c.side, c.frame(t))
+			if r.after != nil {
+				r.after()
+			}
 			var want [packet.NumVerdicts]uint64
 			want[c.want] = uint64(c.segments)
-			if c.want == packet.ARPAnswered {
-				want[packet.Delivered] = 1 // the reply
+			if v := madeFor(c.side, c.want); v != packet.None {
+				want[v]++
 			}
-			if got := r.w.count.Verdicts; got != want {
+			got := r.w.count.Verdicts
+			for v, n := range before.Verdicts {
+				got[v] -= n
+			}
+			if got != want {
 				t.Errorf("verdicts %v, want %v", verdictText(got), verdictText(want))
 			}
-			if got := r.w.count.Ports[c.side].SegmentsIn; got != uint64(c.segments) {
+			if got := r.w.count.Ports[c.side].SegmentsIn - before.Ports[c.side].SegmentsIn; got != uint64(c.segments) {
 				t.Errorf("%d segments in, want %d", got, c.segments)
 			}
 		})
 	}
+}
+
+// madeFor is what becomes of the packet that the engine makes of one with this verdict: an answer, or an ICMP error.
+func madeFor(side Side, v packet.Verdict) packet.Verdict {
+	switch v {
+	case packet.ARPAnswered, packet.NDAnswered, packet.EchoAnswered, packet.DropNoRoute, packet.DropReject, packet.DropTTL, packet.DropTooBig:
+		return side.sent()
+	}
+	return packet.None
 }
 
 func verdictText(counts [packet.NumVerdicts]uint64) map[string]uint64 {
@@ -189,9 +204,9 @@ func TestEncapsulatedBytes(t *testing.T) {
 	inner := udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 64)
 	inner[15] |= packet.ECNECT0
 	fixIPChecksum(inner)
-	r.tap.put(memFrame{data: inner})
+	r.tap().put(memFrame{data: inner})
 	r.turn(TAP)
-	out := r.underlay.taken()
+	out := r.underlay().taken()
 	if len(out) != 1 || out[0].remote != nodeB || out[0].tos != packet.ECNECT0 {
 		t.Fatalf("sent %+v, want one datagram to %s with ECT(0)", out, nodeB)
 	}
@@ -214,27 +229,20 @@ func TestEncapsulatedChecksum(t *testing.T) {
 	partial := bytes.Clone(want)
 	pseudo := packet.Sum(0).Add(want[26:34]).AddUint16(packet.ProtoUDP).AddUint16(8 + 64).Fold()
 	partial[40], partial[41] = byte(pseudo>>8), byte(pseudo)
-	r.tap.put(memFrame{data: partial, vnet: packet.VNet{Flags: packet.VNetNeedsCsum, CsumStart: 34, CsumOffset: 6}})
+	r.tap().put(memFrame{data: partial, vnet: packet.VNet{Flags: packet.VNetNeedsCsum, CsumStart: 34, CsumOffset: 6}})
 	r.turn(TAP)
-	out := r.underlay.taken()
+	out := r.underlay().taken()
 	if len(out) != 1 || !bytes.Equal(out[0].data[vip:], want[14:]) {
 		t.Errorf("sent %v, want the inner packet %v", out, want[14:])
 	}
 }
 
-func fixIPChecksum(frame []byte) {
-	ip := frame[14:34]
-	ip[10], ip[11] = 0, 0
-	sum := packet.Sum(0).Add(ip).Checksum()
-	ip[10], ip[11] = byte(sum>>8), byte(sum)
-}
-
 // TestARPReply holds the engine's answer against gopacket's decoder.
 func TestARPReply(t *testing.T) {
 	r := newRig(t)
-	r.tap.put(memFrame{data: arpRequest(t, "10.0.1.0", "10.0.1.254")})
+	r.tap().put(memFrame{data: arpRequest(t, "10.0.1.0", "10.0.1.254")})
 	r.turn(TAP)
-	out := r.tap.taken()
+	out := r.tap().taken()
 	if len(out) != 1 {
 		t.Fatalf("%d frames, want the reply", len(out))
 	}

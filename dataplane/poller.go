@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +26,8 @@ type readiness struct {
 	sides [numSides]bool
 }
 
-func newPoller(tapFD, underlayFD int) (*poller, error) {
+// newPoller polls the ports that are not nil.
+func newPoller(ports [numSides]Port) (*poller, error) {
 	event, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
@@ -36,20 +38,35 @@ func newPoller(tapFD, underlayFD int) (*poller, error) {
 		return nil, fmt.Errorf("epoll_create1: %w", err)
 	}
 	p := &poller{epoll: epoll, event: os.NewFile(uintptr(event), "eventfd")}
-	for index, fd := range []int{int(TAP): tapFD, int(Underlay): underlayFD, int(wakeIndex): event} {
-		ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(index)}
-		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
-			p.close()
-			return nil, fmt.Errorf("epoll_ctl: fd %d: %w", fd, err)
+	err = p.add(event, wakeIndex)
+	for side, port := range ports {
+		if port != nil && err == nil {
+			err = p.add(port.FD(), int32(side))
 		}
+	}
+	if err != nil {
+		p.close()
+		return nil, err
 	}
 	return p, nil
 }
 
-// wait blocks until something is ready.
-func (p *poller) wait() (readiness, error) {
+func (p *poller) add(fd int, index int32) error {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: index}
+	if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		return fmt.Errorf("epoll_ctl: fd %d: %w", fd, err)
+	}
+	return nil
+}
+
+// wait blocks until something is ready, or for at most timeout; a negative one is none.
+func (p *poller) wait(timeout time.Duration) (readiness, error) {
 	var r readiness
-	n, err := unix.EpollWait(p.epoll, p.events[:], -1)
+	ms := -1
+	if timeout >= 0 {
+		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
+	}
+	n, err := unix.EpollWait(p.epoll, p.events[:], ms)
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		return r, fmt.Errorf("epoll_wait: %w", err)
 	}

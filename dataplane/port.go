@@ -1,10 +1,11 @@
 // Package dataplane owns the way of a packet: the Engine with its workers, the Port
-// that frames come in and go out by, and the counters.
+// that frames come in and go out by, the answers that the engine makes itself, and the counters.
 //
-// A worker owns its TAP queue, its underlay, its buffers and its counters and runs each
+// A worker owns its TAP queue, its underlays, its buffers and its counters and runs each
 // batch to completion: no lock, no channel and no allocation per packet. What it
-// looks up comes from one tables.Set, loaded once per batch. The package never logs on the
-// packet path, never reads a clock there and knows nothing of the control plane.
+// looks up comes from one tables.Set, loaded once per batch, and from the flow table, whose
+// lookups take no lock. The clock is read once per batch. The package never logs on the
+// packet path and knows nothing of the control plane.
 package dataplane
 
 import "github.com/tulle-net/tulle/dataplane/packet"
@@ -30,26 +31,39 @@ type Codec interface {
 	Overhead(outerIPv6 bool) int
 	// Encap prepends the header to a frame that Parse accepted.
 	Encap(*packet.Frame) packet.Verdict
-	// Decap strips the header, so that the frame starts with an Ethernet header.
+	// Decap strips the header, so that the frame starts with an Ethernet header, or with the IP header of a packet
+	// that has none (packet.Frame.Detached).
 	Decap(*packet.Frame) packet.Verdict
 }
 
-// A Side is one of a worker's two ports.
+// A Side is one of a worker's ports.
 type Side uint8
 
 // The sides, also indices into Counters.Ports.
 const (
-	TAP Side = iota
-	Underlay
+	TAP       Side = iota
+	Underlay       // over IPv4
+	Underlay6      // over IPv6
 	numSides
 )
 
 // String returns the side's name in counters and status.
 func (s Side) String() string {
-	if s == TAP {
+	switch s {
+	case TAP:
 		return "tap"
+	case Underlay:
+		return "underlay"
 	}
-	return "underlay"
+	return "underlay6"
+}
+
+// sent is the verdict of a packet that the side's port took.
+func (s Side) sent() packet.Verdict {
+	if s == TAP {
+		return packet.Delivered
+	}
+	return packet.Encapsulated
 }
 
 // refused is the verdict of a packet that the side's port did not take.

@@ -4,38 +4,51 @@ import (
 	"context"
 	"runtime"
 	"sync/atomic"
+	"time"
 
+	"github.com/tulle-net/tulle/dataplane/conntrack"
+	"github.com/tulle-net/tulle/dataplane/fragment"
 	"github.com/tulle-net/tulle/dataplane/packet"
 	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
-// batchArena holds one recvmmsg of super-datagrams, the largest batch a port reads.
-const batchArena = 16 * (1<<16 + 256)
+const (
+	// batchArena holds one recvmmsg of super-datagrams, the largest batch a port reads.
+	batchArena = 16 * (1<<16 + 256)
+	// madeArena holds what the engine makes itself in one turn: some hundred ICMP errors.
+	madeArena = 256 << 10
+)
 
-// A worker serves one pair of ports on one thread. Everything in it is its own; others
-// reach it through atBoundary.
+// A worker serves its ports on one thread. Everything in it is its own; others reach it through atBoundary.
 type worker struct {
 	engine *Engine
-	codec  Codec
-	ports  [numSides]Port
+	ports  [numSides]Port // nil where there is none
 	poller *poller
 	calls  chan func() // run between batches, announced through poller.wake
 	ended  chan struct{}
 	halt   atomic.Bool
 
-	rx    *packet.Batch
-	tx    [numSides]packet.Batch
+	rx     *packet.Batch
+	made   *packet.Batch // packets of the engine's own, of this turn
+	tx     [numSides]packet.Batch
+	now    time.Duration    // of this turn
+	flow   conntrack.Packet // of the frame at hand
+	limits icmpLimiter
+	// Fragments, by where they come from: the TAP or an underlay.
+	outFragments, inFragments *fragment.Tracker
+
 	count Counters
 }
 
-func newWorker(e *Engine, codec Codec, p Ports) (*worker, error) {
+func newWorker(e *Engine, p Ports) (*worker, error) {
 	w := &worker{
-		engine: e, codec: codec, ports: [numSides]Port{TAP: p.TAP, Underlay: p.Underlay},
+		engine: e, ports: [numSides]Port{TAP: p.TAP, Underlay: p.Underlay, Underlay6: p.Underlay6},
 		calls: make(chan func(), 16), ended: make(chan struct{}),
-		rx: packet.NewBatch(batchArena),
+		rx: packet.NewBatch(batchArena), made: packet.NewBatch(madeArena),
+		outFragments: fragment.New(fragment.Limits{}), inFragments: fragment.New(fragment.Limits{}),
 	}
 	var err error
-	w.poller, err = newPoller(p.TAP.FD(), p.Underlay.FD())
+	w.poller, err = newPoller(w.ports)
 	return w, err
 }
 
@@ -45,13 +58,14 @@ func (w *worker) run() error {
 	defer runtime.UnlockOSThread()
 	defer close(w.ended)
 	for !w.halt.Load() {
-		ready, err := w.poller.wait()
+		ready, err := w.poller.wait(w.patience())
 		if err != nil {
 			return err
 		}
 		if ready.woken {
 			w.runCalls()
 		}
+		w.begin()
 		for side := range numSides {
 			if !ready.sides[side] {
 				continue
@@ -112,13 +126,39 @@ func (w *worker) snapshot() Counters {
 			c.Queued += uint64(f.Segments)
 		}
 	}
+	c.Queued += uint64(w.outFragments.Held() + w.inFragments.Held())
 	return c
+}
+
+// begin starts a turn: the time, and what became of fragments that waited too long.
+func (w *worker) begin() {
+	w.now = w.engine.Clock()
+	for _, t := range [...]*fragment.Tracker{w.outFragments, w.inFragments} {
+		t.Recycle()
+		for _, lost := range t.Expire(w.now) {
+			w.settle(lost.Frame, lost.Verdict)
+		}
+	}
+}
+
+// patience is how long the worker may sleep: until the first waiting fragment's time is up.
+func (w *worker) patience() time.Duration {
+	timeout := time.Duration(-1)
+	for _, t := range [...]*fragment.Tracker{w.outFragments, w.inFragments} {
+		at, ok := t.NextDeadline()
+		if left := max(at-w.now, 0); ok && (timeout < 0 || left < timeout) {
+			timeout = left
+		}
+	}
+	return timeout
 }
 
 // turn takes one batch from a port through every stage and writes what comes of it. It
 // returns the number of frames read.
 func (w *worker) turn(side Side) (int, error) {
 	w.rx.Reset()
+	w.made.Reset()
+	w.begin()
 	n, err := w.ports[side].Read(w.rx)
 	if err != nil {
 		return n, err
@@ -132,10 +172,12 @@ func (w *worker) turn(side Side) (int, error) {
 		in.SegmentsIn += uint64(f.Segments)
 		w.settle(f, v)
 	}
-	if err := w.flush(TAP); err != nil {
-		return n, err
+	for side := range numSides {
+		if err := w.flush(side); err != nil {
+			return n, err
+		}
 	}
-	return n, w.flush(Underlay)
+	return n, nil
 }
 
 func (w *worker) decide(side Side, set *tables.Set, f *packet.Frame) packet.Verdict {
@@ -151,20 +193,32 @@ func (w *worker) decide(side Side, set *tables.Set, f *packet.Frame) packet.Verd
 	}
 }
 
-// settle counts the verdict, or queues the frame for the port that will settle it.
+// settle counts the verdict, or queues the frame for the port that will settle it. None is a fragment that waits for its
+// first one, or was settled together with it.
 func (w *worker) settle(f *packet.Frame, v packet.Verdict) {
 	switch v {
-	case packet.Encapsulated:
-		w.tx[Underlay].Add(f)
+	case packet.None:
 	case packet.Delivered:
 		w.tx[TAP].Add(f)
-	case packet.ARPAnswered:
-		w.count.Verdicts[v] += uint64(f.Segments)
-		w.count.Generated++ // the reply, in the request's frame
-		w.tx[TAP].Add(f)
+	case packet.Encapsulated:
+		w.tx[underlayTo(f)].Add(f)
 	default:
 		w.count.Verdicts[v] += uint64(f.Segments)
 	}
+}
+
+// generate queues a packet of the engine's own, of one segment.
+func (w *worker) generate(f *packet.Frame, v packet.Verdict) {
+	w.count.Generated++
+	w.settle(f, v)
+}
+
+// underlayTo is the side that reaches the frame's Remote.
+func underlayTo(f *packet.Frame) Side {
+	if f.Remote.Addr().Is4() {
+		return Underlay
+	}
+	return Underlay6
 }
 
 // flush writes what is queued for a port and counts what the port took and refused.
@@ -174,10 +228,6 @@ func (w *worker) flush(side Side) error {
 		return nil
 	}
 	err := w.ports[side].Write(batch)
-	sent := packet.Delivered
-	if side == Underlay {
-		sent = packet.Encapsulated
-	}
 	out := &w.count.Ports[side]
 	for _, f := range batch.Frames {
 		if f.Sent > 0 {
@@ -185,7 +235,7 @@ func (w *worker) flush(side Side) error {
 		}
 		out.SegmentsOut += uint64(f.Sent)
 		out.BytesOut += uint64(f.SentBytes)
-		w.count.Verdicts[sent] += uint64(f.Sent)
+		w.count.Verdicts[side.sent()] += uint64(f.Sent)
 		w.count.Verdicts[side.refused()] += uint64(f.Refused)
 	}
 	batch.Reset()

@@ -52,6 +52,7 @@ const (
 	DropNested           // a tunnel packet inside the tunnel, to the node itself
 
 	// Flows.
+	DropUnrelated     // an ICMP error that quotes no known flow, or a redirect
 	DropFlowTableFull // a new flow, and the table holds as many as it may
 
 	// Routing and sending.
@@ -101,6 +102,7 @@ var verdictNames = [NumVerdicts]string{
 	DropECN:              "drop_ecn",
 	DropInnerDestination: "drop_inner_destination",
 	DropNested:           "drop_nested",
+	DropUnrelated:        "drop_unrelated",
 	DropFlowTableFull:    "drop_flow_table_full",
 	DropNoRoute:          "drop_no_route",
 	DropReject:           "drop_reject",

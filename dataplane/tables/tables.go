@@ -8,6 +8,7 @@ package tables
 import (
 	"fmt"
 	"iter"
+	"maps"
 	"net/netip"
 
 	"github.com/gaissmai/bart"
@@ -57,8 +58,20 @@ type Node struct {
 	Gateway MAC        // of the engine, on the TAP's other end
 	Engine  netip.Addr // the engine's own IPv4 address, on no interface; zero without IPv4
 	Engine6 netip.Addr // its IPv6 address; zero without IPv6
-	MTU     int        // largest inner IP packet, bytes
+	MTU     int        // largest IP packet of the node's pods, bytes
 	Port    uint16     // UDP port of the tunnel
+
+	// Largest inner IP packet that the underlay's link takes in one piece, by family, bytes. With both families that of
+	// IPv4 is above MTU, which has to fit both.
+	Limit4, Limit6 int
+}
+
+// Limit returns the one for packets of src's family.
+func (n *Node) Limit(src netip.Addr) int {
+	if src.Is4() {
+		return n.Limit4
+	}
+	return n.Limit6
 }
 
 // A Peer is another node in one address family: a dual-stack node is two of them, with an underlay address and a VXLAN each.
@@ -170,6 +183,9 @@ func (s *Set) Routes() iter.Seq[*Route] {
 		}
 	}
 }
+
+// AllPeers returns all peers, in no order.
+func (s *Set) AllPeers() iter.Seq[*Peer] { return maps.Values(s.peers) }
 
 // Peers returns the number of peers.
 func (s *Set) Peers() int { return len(s.peers) }

@@ -1,0 +1,62 @@
+package dataplane
+
+import (
+	"encoding/binary"
+
+	"github.com/tulle-net/tulle/dataplane/conntrack"
+	"github.com/tulle-net/tulle/dataplane/packet"
+)
+
+// lookup finds the packet's flow and moves its state on. What belongs to no flow of its own is known too: an ICMP error,
+// which has to quote a live flow of its receiver's, and a later fragment, whose first one was looked up.
+func (w *worker) lookup(f *packet.Frame) (known bool, v packet.Verdict) {
+	if f.Fragment && f.FragmentOffset > 0 {
+		return true, packet.None
+	}
+	if f.IsICMPError() {
+		return true, w.related(f)
+	}
+	w.describe(f)
+	_, known = w.engine.Flows.Lookup(&w.flow, w.now)
+	return known, packet.None
+}
+
+// commit remembers the flow of a packet that goes on and was not known.
+func (w *worker) commit(known bool, v packet.Verdict) packet.Verdict {
+	if known || !v.Sent() {
+		return v
+	}
+	if _, result := w.engine.Flows.Insert(&w.flow, conntrack.NAT{}, w.now); result == conntrack.Full {
+		return packet.DropFlowTableFull
+	}
+	return v
+}
+
+// related judges an ICMP error by the packet that it quotes.
+func (w *worker) related(f *packet.Frame) packet.Verdict {
+	src, dst, proto, srcPort, dstPort, ok := f.Quoted()
+	if !ok || src != f.Dst {
+		return packet.DropUnrelated
+	}
+	quoted := conntrack.Tuple{Src: src, Dst: dst, SrcPort: srcPort, DstPort: dstPort, Proto: proto}
+	if _, ok := w.engine.Flows.Find(quoted, w.now); !ok {
+		return packet.DropUnrelated
+	}
+	return packet.None
+}
+
+// describe fills w.flow for the frame.
+func (w *worker) describe(f *packet.Frame) {
+	p := &w.flow
+	p.Src, p.Dst, p.Proto = f.Src, f.Dst, f.Proto
+	p.SrcPort, p.DstPort = f.Ports()
+	p.TCP = conntrack.Segment{}
+	if tcp := f.L4Bytes(); f.Proto == packet.ProtoTCP && len(tcp) >= 20 {
+		header := min(max(int(tcp[12]>>4)*4, 20), len(tcp))
+		p.TCP = conntrack.Segment{
+			Seq: binary.BigEndian.Uint32(tcp[4:]), Ack: binary.BigEndian.Uint32(tcp[8:]),
+			Window: binary.BigEndian.Uint16(tcp[14:]), Flags: tcp[13],
+			Len: len(tcp) - header, Options: tcp[20:header],
+		}
+	}
+}
