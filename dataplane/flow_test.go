@@ -1,0 +1,124 @@
+package dataplane
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/tulle-net/tulle/dataplane/conntrack"
+	"github.com/tulle-net/tulle/dataplane/packet"
+)
+
+// flowsOf lists the rig's flow table.
+func (r *rig) flowsOf() []conntrack.Flow {
+	return slices.Collect(r.engine.Flows.Flows(time.Duration(r.now.Load())))
+}
+
+// TestFlows demands one flow for what goes out and comes back, in the direction of the first packet, and none for what was dropped.
+func TestFlows(t *testing.T) {
+	r := newRig(t)
+	r.send(TAP, outTo("10.0.9.9")(t)) // nobody's
+	if flows := r.flowsOf(); len(flows) != 0 {
+		t.Fatalf("flows of a packet that was dropped: %+v", flows)
+	}
+	r.send(TAP, outTo("10.0.2.9")(t), out6(podB6)(t))
+	back := udpFrame(t, macB, macA, "10.0.2.9", "10.0.1.9", 64)
+	copy(back[34:], []byte{5000 >> 8, 5000 & 0xff, 4000 >> 8, 4000 & 0xff})
+	r.send(Underlay, wrapB(back)) // ports exchanged: the checksum stays right
+	flows := r.flowsOf()
+	if len(flows) != 2 {
+		t.Fatalf("%d flows, want one for each family: %+v", len(flows), flows)
+	}
+	for _, f := range flows {
+		if f.Tuple.SrcPort != 4000 || f.Tuple.DstPort != 5000 || f.Tuple.Proto != packet.ProtoUDP {
+			t.Errorf("flow %+v", f.Tuple)
+		}
+		if v4 := f.Tuple.Src == addr("10.0.1.9"); f.Replied != v4 {
+			t.Errorf("flow %+v: replied %t", f.Tuple, f.Replied)
+		}
+	}
+}
+
+// TestRelated demands that an ICMP error passes iff it quotes a flow of its receiver's.
+func TestRelated(t *testing.T) {
+	for _, c := range []struct{ from, to, other string }{{"10.0.1.9", "10.0.2.9", "10.0.1.7"}, {podA6, podB6, "fd00:1::7"}} {
+		r := newRig(t)
+		sent := udpFrame(t, macA, gateA, c.from, c.to, 64)
+		r.send(TAP, memFrame{data: sent})
+		r.send(underlayOf(wrapB(sent)), wrapB(portUnreachable(t, macB, macA, sent)))
+		if len(r.tap().taken()) != 1 {
+			t.Errorf("%s: the error about a live flow is not delivered", c.from)
+		}
+		expectDrop(t, r, wrapB(portUnreachable(t, macB, macA, udpFrame(t, macA, gateA, c.other, c.to, 64))), packet.DropUnrelated)
+		r.now.Add(int64(time.Hour))
+		expectDrop(t, r, wrapB(portUnreachable(t, macB, macA, sent)), packet.DropUnrelated)
+	}
+}
+
+// TestFragmentsFollow sends a datagram's fragments in every order, out and in: all arrive, the first one's verdict is that of all,
+// and they make one flow.
+func TestFragmentsFollow(t *testing.T) {
+	orders := [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}}
+	for _, order := range orders {
+		r := newRig(t)
+		out := fragments(udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 64), 5, 24, 48)
+		in := fragments(udpFrame(t, macB, macA, "10.0.2.9", "10.0.1.9", 64), 5, 24, 48)
+		lost := fragments(udpFrame(t, macA, gateA, "10.0.1.9", "10.0.9.9", 64), 6, 24, 48)
+		for _, i := range order {
+			r.send(TAP, memFrame{data: out[i]}, memFrame{data: lost[i]})
+			r.send(Underlay, wrapB(in[i]))
+		}
+		if n := r.w.count.Verdicts[packet.DropReject]; n != 3 {
+			t.Errorf("order %v: %d fragments dropped like their first one, want 3", order, n)
+		}
+		sent := r.underlay().taken()
+		if len(sent) != 3 || !bytes.Equal(sent[0].data[vip:], out[0][14:]) && order[0] == 0 {
+			t.Errorf("order %v: %d fragments sent, want 3", order, len(sent))
+		}
+		for _, frag := range out {
+			if !slices.ContainsFunc(sent, func(m memFrame) bool { return bytes.Equal(m.data[vip:], frag[14:]) }) {
+				t.Errorf("order %v: a fragment was changed or lost", order)
+			}
+		}
+		delivered := 0
+		for _, m := range r.tap().taken() {
+			if bytes.Equal(m.data[26:30], []byte{10, 0, 2, 9}) {
+				delivered++
+			}
+		}
+		if delivered != 3 {
+			t.Errorf("order %v: %d fragments delivered, want 3", order, delivered)
+		}
+		if n := len(r.flowsOf()); n != 2 {
+			t.Errorf("order %v: %d flows, want one for each datagram that passed", order, n)
+		}
+	}
+}
+
+// TestPlainUDP holds what flannel's udp backend sees: the bare packet with its TTL one less, and an Ethernet header for the kernel on
+// the way in.
+func TestPlainUDP(t *testing.T) {
+	r := newRig(t, plainUDP)
+	sent := udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 64)
+	r.send(TAP, memFrame{data: sent})
+	want := bytes.Clone(sent)
+	want[14+8]--
+	fixIPChecksum(want)
+	if out := r.underlay().taken(); len(out) != 1 || !bytes.Equal(out[0].data, want[14:]) {
+		t.Errorf("sent %+v, want %x", out, want[14:])
+	}
+	back := udpFrame(t, macA, gateA, "10.0.2.9", "10.0.1.9", 64)
+	copy(back[34:], []byte{5000 >> 8, 5000 & 0xff, 4000 >> 8, 4000 & 0xff})
+	r.send(Underlay, memFrame{data: back[14:], remote: nodeB})
+	back[14+8]--
+	fixIPChecksum(back)
+	copy(back, macA[:])
+	copy(back[6:], gateA[:])
+	if in := r.tap().taken(); len(in) != 1 || !bytes.Equal(in[0].data, back) {
+		t.Errorf("delivered %+v, want %x", in, back)
+	}
+	if flows := r.flowsOf(); len(flows) != 1 || !flows[0].Replied {
+		t.Errorf("flows %+v, want one with a reply", flows)
+	}
+}
