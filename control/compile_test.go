@@ -81,7 +81,7 @@ func TestVTEPMAC(t *testing.T) {
 	if a != VTEPMAC(netip.MustParseAddr("192.0.2.1"), 1) {
 		t.Error("not the same twice")
 	}
-	if a == VTEPMAC(netip.MustParseAddr("192.0.2.2"), 1) || a == VTEPMAC(netip.MustParseAddr("192.0.2.1"), 2) || a == gatewayMAC(netip.MustParseAddr("192.0.2.1"), 1) {
+	if a == VTEPMAC(netip.MustParseAddr("192.0.2.2"), 1) || a == VTEPMAC(netip.MustParseAddr("192.0.2.1"), 2) || a == gatewayMAC(Node{PublicIP: netip.MustParseAddr("192.0.2.1"), VNI: 1}) {
 		t.Error("not different for another node, VNI or use")
 	}
 	if a[0]&3 != 2 {

@@ -7,12 +7,14 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/netconf"
 )
 
 func kernelUnderTest(subnet string) Kernel {
 	public := netip.MustParseAddr("192.0.2.1")
 	s := State{Network: netip.MustParsePrefix("10.244.0.0/16"), MTU: 1450, Port: 8472}
-	s.Self = Node{Name: "n1", PublicIP: public, VTEP: VTEPMAC(public, 1), VNI: 1}
+	s.Self = Node{Name: "n1", BackendType: netconf.TypeVXLAN, PublicIP: public, VTEP: VTEPMAC(public, 1), VNI: 1}
 	if subnet != "" {
 		s.Self.Subnet = netip.MustParsePrefix(subnet)
 	}

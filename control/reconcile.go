@@ -45,7 +45,7 @@ func NewReconciler(k Kernel, reached func(State)) *Reconciler {
 // Set says what the state has to be from now on.
 func (r *Reconciler) Set(s State) {
 	r.mu.Lock()
-	r.settled = r.settled && s.Self == r.want.State.Self && s.Network == r.want.State.Network && s.MTU == r.want.State.MTU
+	r.settled = r.settled && s.sameKernel(r.want.State)
 	r.want.State = s
 	r.mu.Unlock()
 	r.Wake()

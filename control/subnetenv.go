@@ -9,11 +9,16 @@ import (
 )
 
 // SubnetEnv returns the content of flannel's subnet.env for a node with a subnet (flannel v0.28,
-// pkg/subnet/subnet.go): what the flannel CNI plugin reads.
+// pkg/subnet/subnet.go): what the flannel CNI plugin reads. A family that the node does not have is left out.
 func SubnetEnv(s State, ipMasq bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "FLANNEL_NETWORK=%s\n", s.Network)
-	fmt.Fprintf(&b, "FLANNEL_SUBNET=%s\n", netip.PrefixFrom(GatewayAddr(s.Self.Subnet), s.Self.Subnet.Bits()))
+	prefixes, networks := [2]string{"FLANNEL_", "FLANNEL_IPV6_"}, s.networks()
+	for i, h := range s.Self.halves() {
+		if h.subnet.IsValid() {
+			fmt.Fprintf(&b, "%sNETWORK=%s\n", prefixes[i], networks[i])
+			fmt.Fprintf(&b, "%sSUBNET=%s\n", prefixes[i], netip.PrefixFrom(GatewayAddr(h.subnet), h.subnet.Bits()))
+		}
+	}
 	fmt.Fprintf(&b, "FLANNEL_MTU=%d\n", s.MTU)
 	fmt.Fprintf(&b, "FLANNEL_IPMASQ=%t\n", ipMasq)
 	return b.String()

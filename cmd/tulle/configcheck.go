@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +36,7 @@ func newConfigCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("tulle config check: %w", err)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: Network %s, node subnets /%d from %s to %s, backend %s\n", args[0], conf.Network, conf.SubnetLen, conf.SubnetMin, conf.SubnetMax, conf.Backend.Type)
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, backend %s\n", args[0], describeNetworks(conf), conf.Backend.Type)
 			return nil
 		},
 	})
@@ -44,13 +45,23 @@ func newConfigCommand() *cobra.Command {
 
 // runnable refuses what is right for flannel but not in this version.
 func runnable(file string, conf *netconf.Config) error {
-	switch {
-	case conf.Backend.Type != netconf.TypeVXLAN:
-		return fmt.Errorf("%s: Backend.Type %s: this version runs vxlan only (flannel means udp when Type is absent)", file, conf.Backend.Type)
-	case !conf.EnableIPv4:
-		return fmt.Errorf("%s: EnableIPv4 is false: this version runs IPv4 only", file)
-	case conf.EnableIPv6:
-		return fmt.Errorf("%s: EnableIPv6 is true: this version runs IPv4 only", file)
+	switch t := conf.Backend.Type; {
+	case t != netconf.TypeVXLAN && t != netconf.TypeUDP:
+		return fmt.Errorf("%s: Backend.Type %s: this version runs vxlan and udp only", file, t)
+	case t == netconf.TypeUDP && conf.EnableIPv6:
+		return fmt.Errorf("%s: EnableIPv6 is true: the udp backend carries IPv4 only: choose Backend.Type vxlan (flannel means udp when Type is absent)", file)
 	}
 	return nil
+}
+
+// describeNetworks says which networks and node subnets a configuration has.
+func describeNetworks(conf *netconf.Config) string {
+	var parts []string
+	if conf.EnableIPv4 {
+		parts = append(parts, fmt.Sprintf("Network %s, node subnets /%d from %s to %s", conf.Network, conf.SubnetLen, conf.SubnetMin, conf.SubnetMax))
+	}
+	if conf.EnableIPv6 {
+		parts = append(parts, fmt.Sprintf("IPv6Network %s, node subnets /%d from %s to %s", conf.IPv6Network, conf.IPv6SubnetLen, conf.IPv6SubnetMin, conf.IPv6SubnetMax))
+	}
+	return strings.Join(parts, ", ")
 }

@@ -22,8 +22,8 @@ const tapName = "tulle-tap"
 type daemonConfig struct {
 	self        control.Node // the subnet is valid iff it was given
 	conf        *netconf.Config
-	vxlan       netconf.VXLAN
-	codec       *encap.VXLAN
+	codec       *encap.VXLAN // valid iff conf.Backend.Type is vxlan
+	port        uint16       // UDP port of the tunnel
 	link        control.UnderlayLink
 	mtu         int // largest inner IP packet, bytes
 	gossip      *gossipConfig
@@ -77,30 +77,31 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 	if err := d.openStores(peers); err != nil {
 		return err
 	}
-	slog.Info("node runs", "name", c.self.Name, "subnet", c.self.Subnet, "underlay", c.link.Addr, "link", c.link.Name,
-		"mtu", c.mtu, "vni", c.vxlan.VNI, "port", c.vxlan.Port, "tap", d.forwarder.tap.String(), "sockets", d.forwarder.underlays[0].Offloads())
+	slog.Info("node runs", "name", c.self.Name, "subnet", c.self.Subnet, "ipv6Subnet", c.self.IPv6Subnet, "underlay", c.link.Addr, "underlay6", c.link.Addr6, "link", c.link.Name,
+		"mtu", c.mtu, "backend", c.conf.Backend.Type, "vni", c.self.VNI, "port", c.port, "tap", d.forwarder.tap.String(), "sockets", d.forwarder.underlays[0].Offloads())
 	return d.serve(ctx)
 }
 
 // openStores wires the stores to tables and kernel state.
 func (d *daemon) openStores(peers []control.Node) error {
 	c := d.config
-	base := control.State{Self: c.self, Network: c.conf.Network, Port: c.vxlan.Port, MTU: c.mtu}
+	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu}
 	idle := base
-	idle.Self.Subnet = netip.Prefix{}
+	idle.Self.Subnet, idle.Self.IPv6Subnet = netip.Prefix{}, netip.Prefix{}
 	d.reconciler = control.NewReconciler(control.Kernel{TAP: tapName, State: idle}, d.reached)
 	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, file: peers}
 	if c.gossip == nil {
 		d.network.setFile(peers, nil)
 		return nil
 	}
-	// The subnet, even a given one, is used once gossip has confirmed it.
-	d.network.base.Self.Subnet = netip.Prefix{}
+	// The subnets, even given ones, are used once gossip has confirmed them.
+	d.network.base = idle
 	d.network.setFile(peers, nil)
 	var err error
 	d.gossip, err = gossip.Open(gossip.Config{
 		Self: c.self, Network: c.conf.Network, SubnetLen: c.conf.SubnetLen, SubnetMin: c.conf.SubnetMin, SubnetMax: c.conf.SubnetMax,
-		TunnelPort: c.vxlan.Port, BindPort: c.gossip.port, Join: c.gossip.join, Key: c.gossip.key, StateDir: c.gossip.stateDir,
+		IPv6Network: c.conf.IPv6Network, IPv6SubnetLen: c.conf.IPv6SubnetLen, IPv6SubnetMin: c.conf.IPv6SubnetMin, IPv6SubnetMax: c.conf.IPv6SubnetMax,
+		TunnelPort: c.port, BindPort: c.gossip.port, Join: c.gossip.join, Key: c.gossip.key, StateDir: c.gossip.stateDir,
 		Reserved: d.network.reserved, Log: slog.Default(),
 	})
 	if err == nil {
@@ -148,14 +149,14 @@ func (d *daemon) serve(ctx context.Context) error {
 
 // reached writes subnet.env: kernel and engine do now what the file promises.
 func (d *daemon) reached(s control.State) {
-	if !s.Self.Subnet.IsValid() {
+	if !s.Self.HasSubnet() {
 		return
 	}
 	if err := control.WriteSubnetEnv(d.config.subnetFile, control.SubnetEnv(s, false)); err != nil {
 		slog.Error("not written", "error", err)
 		return
 	}
-	slog.Info("node is ready", "subnet", s.Self.Subnet, "file", d.config.subnetFile)
+	slog.Info("node is ready", "subnet", s.Self.Subnet, "ipv6Subnet", s.Self.IPv6Subnet, "file", d.config.subnetFile)
 }
 
 // ready returns why pods of this node cannot reach the others yet, nil when they can.

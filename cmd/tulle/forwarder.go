@@ -38,7 +38,7 @@ type forwarder struct {
 func openForwarder(c *daemonConfig) (*forwarder, error) {
 	f := &forwarder{codec: c.codec, workers: c.workers}
 	var err error
-	if f.underlays, err = encap.Open(netip.AddrPortFrom(c.link.Addr, c.vxlan.Port), c.codec, c.workers); err != nil {
+	if f.underlays, err = encap.Open(netip.AddrPortFrom(c.link.Addr, c.port), c.codec, c.workers); err != nil {
 		return nil, err
 	}
 	if err = (control.Kernel{TAP: tapName}).CheckFree(); err == nil {

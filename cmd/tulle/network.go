@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -57,7 +58,7 @@ func (n *network) reserved() []netip.Prefix {
 	defer n.mu.Unlock()
 	var subnets []netip.Prefix
 	for _, p := range n.file {
-		subnets = append(subnets, p.Subnet)
+		subnets = append(subnets, p.Subnet, p.IPv6Subnet)
 	}
 	return subnets
 }
@@ -65,12 +66,12 @@ func (n *network) reserved() []netip.Prefix {
 // refresh compiles what is known now. n.mu is held.
 func (n *network) refresh() {
 	next := n.merge()
-	if n.generation > 0 && next.Self == n.state.Self && slices.Equal(next.Peers, n.state.Peers) {
+	if n.generation > 0 && next.Equal(n.state) {
 		return
 	}
 	n.generation++
 	n.state, n.ignored, n.problem = next, nil, ""
-	if !next.Self.Subnet.IsValid() {
+	if !next.Self.HasSubnet() {
 		n.publish(nil) // fail closed
 		n.settle(next)
 		return
@@ -93,32 +94,43 @@ func (n *network) refresh() {
 // merge puts the stores' nodes together, the file's first. A list for all nodes may have this node in it.
 func (n *network) merge() control.State {
 	s := n.base
-	if !s.Self.Subnet.IsValid() {
-		s.Self.Subnet = n.gossip.Self.Subnet
+	if !s.Self.HasSubnet() {
+		s.Self.Subnet, s.Self.IPv6Subnet = n.gossip.Self.Subnet, n.gossip.Self.IPv6Subnet
 	}
 	s.Peers = nil
 	for _, p := range n.file {
-		if p.PublicIP != s.Self.PublicIP || s.Self.Subnet.IsValid() && p.Subnet != s.Self.Subnet {
+		if !itself(p, s.Self) {
 			s.Peers = append(s.Peers, p)
 		}
 	}
 	for _, p := range n.gossip.Peers {
-		if p.Routable && p.Subnet.IsValid() {
+		if p.Routable && p.HasSubnet() {
 			s.Peers = append(s.Peers, p.Node)
 		}
 	}
 	return s
 }
 
+// itself says whether a node of the peers file is this one, as far as this one knows itself.
+func itself(p, self control.Node) bool {
+	same := func(public, own netip.Addr, subnet, ownSubnet netip.Prefix) bool {
+		return !own.IsValid() || public == own && (!ownSubnet.IsValid() || subnet == ownSubnet)
+	}
+	return same(p.PublicIP, self.PublicIP, p.Subnet, self.Subnet) && same(p.PublicIPv6, self.PublicIPv6, p.IPv6Subnet, self.IPv6Subnet)
+}
+
 // A peerReport is one other node, as tulle status and tulle peers show it.
 type peerReport struct {
 	Name            string   `json:"name"`
-	PublicIP        string   `json:"publicIP"`
+	PublicIP        string   `json:"publicIP"`           // empty without IPv4
 	Endpoint        string   `json:"endpoint,omitempty"` // of its gossip
 	Subnet          string   `json:"subnet"`
+	PublicIPv6      string   `json:"publicIPv6,omitempty"`
+	IPv6Subnet      string   `json:"ipv6Subnet,omitempty"`
 	Backend         string   `json:"backend"`
 	VTEPMAC         string   `json:"vtepMAC,omitempty"`
-	Source          string   `json:"source"` // gossip or file
+	VTEPMACv6       string   `json:"vtepMACv6,omitempty"` // where it is another than vtepMAC
+	Source          string   `json:"source"`              // gossip or file
 	State           string   `json:"state"`
 	Routable        bool     `json:"routable"`                  // its subnet is routed to it
 	LastSeenSeconds *float64 `json:"lastSeenSeconds,omitempty"` // ago; only gossip knows
@@ -133,14 +145,14 @@ func (n *network) peers() []peerReport {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	reasons := map[control.Node]string{}
+	reasons, unrouted := map[control.Node]string{}, map[control.Node]bool{}
 	for _, i := range n.ignored {
-		reasons[i.Peer] = i.Reason
+		reasons[i.Peer], unrouted[i.Peer] = i.Reason, !i.Routed
 	}
-	routed := func(p control.Node) bool { return reasons[p] == "" && slices.Contains(n.state.Peers, p) }
+	routed := func(p control.Node) bool { return !unrouted[p] && slices.Contains(n.state.Peers, p) }
 	peers := []peerReport{}
 	for _, p := range n.file {
-		if p.PublicIP == n.state.Self.PublicIP && p.Subnet == n.state.Self.Subnet {
+		if itself(p, n.state.Self) {
 			continue
 		}
 		r := reportNode(p)
@@ -162,14 +174,31 @@ func (n *network) peers() []peerReport {
 }
 
 func reportNode(p control.Node) peerReport {
-	r := peerReport{Name: p.Name, PublicIP: p.PublicIP.String(), Backend: p.BackendType}
-	if p.Subnet.IsValid() {
-		r.Subnet = p.Subnet.String()
+	r := peerReport{
+		Name: p.Name, Backend: cmp.Or(p.BackendType, netconf.TypeUDP), // flannel's udp leases carry no type
+		PublicIP: text(p.PublicIP), Subnet: text(p.Subnet), PublicIPv6: text(p.PublicIPv6), IPv6Subnet: text(p.IPv6Subnet),
 	}
-	if p.BackendType == netconf.TypeVXLAN {
+	if p.BackendType != netconf.TypeVXLAN {
+		return r
+	}
+	if p.PublicIP.IsValid() {
 		r.VTEPMAC = p.VTEP.String()
 	}
+	if p.PublicIPv6.IsValid() && p.VTEPv6.String() != r.VTEPMAC {
+		r.VTEPMACv6 = p.VTEPv6.String()
+	}
 	return r
+}
+
+// text returns an address or a prefix as it is shown, "" for the zero value.
+func text(v interface {
+	IsValid() bool
+	String() string
+}) string {
+	if !v.IsValid() {
+		return ""
+	}
+	return v.String()
 }
 
 // report returns this node's state, its stores' problems and what gossip refused.

@@ -31,7 +31,8 @@ const (
 
 // nodeOptions are the flags of tulle node.
 type nodeOptions struct {
-	config, iface, publicIP string
+	config, iface           string
+	publicIP, publicIPv6    string
 	name, subnet, peers     string
 	store, join, keyFile    string
 	runDir, stateDir        string
@@ -82,13 +83,14 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.config, "config", defaultConfig, "flannel's net-conf.json; without the default file: Network 10.244.0.0/16 over vxlan")
 	f.StringVar(&o.iface, "iface", "", "link of the underlay (default: that of the default route)")
 	f.StringVar(&o.publicIP, "public-ip", "", "this node's address on the underlay (default: the link's first)")
+	f.StringVar(&o.publicIPv6, "public-ipv6", "", "this node's IPv6 address on the underlay (default: the link's first that is global and stays)")
 	f.StringVar(&o.name, "name", "", "this node's name (default: the host name)")
 	f.StringVar(&o.store, "store", storeGossip, "where the nodes learn of each other: gossip, or file (--subnet and --peers alone)")
 	f.StringVar(&o.join, "join", "", "nodes to find the others by, ADDR[:PORT] separated by commas; may name this node")
 	f.IntVar(&o.gossipPort, "gossip-port", 7946, "port of the gossip, TCP and UDP, on every node")
 	f.StringVar(&o.keyFile, "key-file", "", "file with the cluster key, from tulle keygen")
 	f.BoolVar(&o.insecure, "insecure-no-key", false, "gossip without a key: whoever reaches the port can join and speak for a node")
-	f.StringVar(&o.subnet, "subnet", "", "this node's subnet of the cluster network, such as 10.244.1.0/24, given instead of claimed")
+	f.StringVar(&o.subnet, "subnet", "", "this node's subnet of the cluster network, such as 10.244.1.0/24, given instead of claimed; dual stack: IPv4,IPv6")
 	f.StringVar(&o.peers, "peers", "", "JSON file with static nodes, beside the store's; read again when it changes")
 	f.StringVar(&o.runDir, "run-dir", defaultRunDir, "directory of the socket that the other commands talk to")
 	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory of this node's identity and claims, which outlive the daemon")
@@ -119,7 +121,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 		return nil, err
 	}
 	c := &daemonConfig{
-		self: self, conf: conf, vxlan: conf.Backend.VXLAN, link: link, metricsAddr: o.metricsAddr,
+		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
 		peersFile: o.peers, runDir: o.runDir, workers: o.workers, keep: o.keep,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
@@ -128,36 +130,82 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 			return nil, err
 		}
 	}
-	return c, c.checkMTU()
+	if err := c.checkTunnel(); err != nil {
+		return nil, err
+	}
+	return c, c.checkWired()
 }
 
-// self finds out who this node is: its name, its underlay, and its subnet if that is given.
+// checkWired refuses what the control plane can do and the packet path cannot yet.
+func (c *daemonConfig) checkWired() error {
+	switch {
+	case c.conf.Backend.Type != netconf.TypeVXLAN:
+		return fmt.Errorf("Backend.Type %s: the packet path of this version carries vxlan only", c.conf.Backend.Type)
+	case c.conf.EnableIPv6:
+		return errors.New("EnableIPv6 is true: the packet path of this version carries IPv4 only")
+	}
+	return nil
+}
+
+// self finds out who this node is: its name, its underlay, and its subnets if they are given.
 func (o *nodeOptions) self(conf *netconf.Config) (n control.Node, link control.UnderlayLink, err error) {
-	vni := conf.Backend.VXLAN.VNI
-	n = control.Node{Name: o.name, BackendType: netconf.TypeVXLAN, VNI: vni}
+	n = control.Node{Name: o.name, BackendType: conf.Backend.Type}
 	if o.subnet != "" {
-		if n.Subnet, err = parseSubnet(o.subnet, conf); err != nil {
+		if n.Subnet, n.IPv6Subnet, err = o.parseSubnets(conf); err != nil {
 			return n, link, err
 		}
 	}
-	if o.publicIP != "" {
-		if n.PublicIP, err = netip.ParseAddr(o.publicIP); err != nil || !n.PublicIP.Is4() {
-			return n, link, usageError("--public-ip %s: an IPv4 address is needed", o.publicIP)
-		}
-	}
-	if link, err = control.FindUnderlay(o.iface, n.PublicIP); err != nil {
+	if link, err = o.findUnderlay(conf); err != nil {
 		return n, link, err
 	}
-	if conf.Network.Contains(link.Addr) {
-		return n, link, fmt.Errorf("underlay address %s of %s lies inside the cluster network %s: choose another Network or --public-ip", link.Addr, link.Name, conf.Network)
+	n.PublicIP, n.PublicIPv6 = link.Addr, link.Addr6
+	if conf.Backend.Type == netconf.TypeVXLAN {
+		n.VNI, n.VTEP = conf.Backend.VXLAN.VNI, control.VTEPMAC(n.Underlay(), conf.Backend.VXLAN.VNI)
 	}
-	n.PublicIP, n.VTEP = link.Addr, control.VTEPMAC(link.Addr, vni)
+	if conf.EnableIPv6 {
+		n.VTEPv6 = n.VTEP
+	}
 	if n.Name == "" {
 		if n.Name, err = os.Hostname(); err != nil {
 			return n, link, fmt.Errorf("host name: %w (give --name)", err)
 		}
 	}
 	return n, link, nil
+}
+
+// findUnderlay finds the link that has the addresses which the network needs.
+func (o *nodeOptions) findUnderlay(conf *netconf.Config) (link control.UnderlayLink, err error) {
+	q := control.UnderlayQuery{Iface: o.iface, IPv4: conf.EnableIPv4, IPv6: conf.EnableIPv6}
+	if o.publicIP != "" {
+		if q.PublicIP, err = netip.ParseAddr(o.publicIP); err != nil || !q.PublicIP.Is4() {
+			return link, usageError("--public-ip %s: an IPv4 address is needed", o.publicIP)
+		}
+	}
+	if o.publicIPv6 != "" {
+		if q.PublicIPv6, err = netip.ParseAddr(o.publicIPv6); err != nil || !globalIPv6(q.PublicIPv6) {
+			return link, usageError("--public-ipv6 %s: a global IPv6 address is needed", o.publicIPv6)
+		}
+	}
+	switch {
+	case q.PublicIP.IsValid() && !q.IPv4:
+		return link, usageError("--public-ip %s: EnableIPv4 is false: the network has no use for it", o.publicIP)
+	case q.PublicIPv6.IsValid() && !q.IPv6:
+		return link, usageError("--public-ipv6 %s: EnableIPv6 is not true: the network has no use for it", o.publicIPv6)
+	}
+	if link, err = control.FindUnderlay(q); err != nil {
+		return link, err
+	}
+	switch {
+	case conf.Network.Contains(link.Addr):
+		return link, fmt.Errorf("underlay address %s of %s lies inside the cluster network %s: choose another Network or --public-ip", link.Addr, link.Name, conf.Network)
+	case conf.IPv6Network.Contains(link.Addr6):
+		return link, fmt.Errorf("underlay address %s of %s lies inside the cluster network %s: choose another IPv6Network or --public-ipv6", link.Addr6, link.Name, conf.IPv6Network)
+	}
+	return link, nil
+}
+
+func globalIPv6(a netip.Addr) bool {
+	return a.Is6() && !a.Is4In6() && a.IsGlobalUnicast() && a.Zone() == ""
 }
 
 // gossipConfig reads the cluster key. Gossip without one has to be asked for.
@@ -226,34 +274,76 @@ func (o *nodeOptions) loadConfig(given bool) (*netconf.Config, error) {
 	return conf, nil
 }
 
+// parseSubnets reads --subnet: one prefix for each family at most, separated by a comma.
+func (o *nodeOptions) parseSubnets(conf *netconf.Config) (v4, v6 netip.Prefix, err error) {
+	for text := range strings.SplitSeq(o.subnet, ",") {
+		p, err := parseSubnet(strings.TrimSpace(text), conf)
+		if err != nil {
+			return v4, v6, err
+		}
+		of := &v4
+		if p.Addr().Is6() {
+			of = &v6
+		}
+		if of.IsValid() {
+			return v4, v6, usageError("--subnet %s: %s and %s are of one family: give one IPv4 and one IPv6 subnet at most", o.subnet, *of, p)
+		}
+		*of = p
+	}
+	switch {
+	case conf.EnableIPv4 && !v4.IsValid():
+		return v4, v6, usageError("--subnet %s: the IPv4 subnet is missing, such as --subnet 10.244.1.0/24,%s", o.subnet, v6)
+	case conf.EnableIPv6 && !v6.IsValid() && o.store == storeFile:
+		return v4, v6, usageError("--subnet %s: the IPv6 subnet is missing, such as --subnet %s,%s", o.subnet, v4, firstSubnet(conf))
+	}
+	return v4, v6, nil
+}
+
+// firstSubnet returns the first IPv6 node subnet of the network, for examples.
+func firstSubnet(conf *netconf.Config) netip.Prefix {
+	return netip.PrefixFrom(conf.IPv6SubnetMin, conf.IPv6SubnetLen)
+}
+
 func parseSubnet(s string, conf *netconf.Config) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
-	if err != nil || !p.Addr().Is4() {
+	if err != nil || p.Addr().Is4In6() {
 		return p, usageError("--subnet %s: a prefix such as 10.244.1.0/24 is needed", s)
 	}
-	if p != p.Masked() {
-		return p, usageError("--subnet %s has host bits: write %s", s, p.Masked())
+	network, longest := conf.Network, 30
+	if p.Addr().Is6() {
+		network, longest = conf.IPv6Network, 126
 	}
-	if p.Bits() > 30 || p.Bits() < conf.Network.Bits() || !conf.Network.Contains(p.Addr()) {
-		return p, usageError("--subnet %s: it must lie inside the cluster network %s and be /30 or shorter", s, conf.Network)
+	switch {
+	case !network.IsValid():
+		return p, usageError("--subnet %s: the cluster network has none of this family", s)
+	case p != p.Masked():
+		return p, usageError("--subnet %s has host bits: write %s", s, p.Masked())
+	case p.Bits() > longest || p.Bits() < network.Bits() || !network.Contains(p.Addr()):
+		return p, usageError("--subnet %s: it must lie inside the cluster network %s and be /%d or shorter", s, network, longest)
 	}
 	return p, nil
 }
 
-// checkMTU works out the largest inner packet and refuses an underlay that is too small for it.
-func (c *daemonConfig) checkMTU() error {
-	codec, err := encap.NewVXLAN(c.vxlan.VNI)
-	if err != nil {
-		return err
+// checkTunnel works out the tunnel's port and the largest inner packet and refuses an underlay that is too small for it.
+func (c *daemonConfig) checkTunnel() (err error) {
+	underlay, overhead, backend := c.link.MTU, udpOverhead, c.conf.Backend
+	c.port = backend.UDP.Port
+	if backend.Type == netconf.TypeVXLAN {
+		if c.codec, err = encap.NewVXLAN(backend.VXLAN.VNI); err != nil {
+			return err
+		}
+		c.port, overhead = backend.VXLAN.Port, c.codec.Overhead(c.conf.EnableIPv6)
+		underlay = cmp.Or(backend.VXLAN.MTU, underlay)
 	}
-	c.codec = codec
-	underlay := c.link.MTU
-	if c.vxlan.MTU != 0 {
-		underlay = c.vxlan.MTU
+	least := 576 // every IPv4 host takes this (RFC 791)
+	if c.conf.EnableIPv6 {
+		least = 1280 // every IPv6 link does (RFC 8200); the kernel turns IPv6 off on a smaller one
 	}
-	const minMTU = 576 // every IPv4 host takes this (RFC 791)
-	if c.mtu = underlay - codec.Overhead(false); c.mtu < minMTU {
-		return fmt.Errorf("underlay MTU %d of %s leaves %d bytes for pods after %d of VXLAN (needed: %d)", underlay, c.link.Name, c.mtu, codec.Overhead(false), minMTU)
+	if c.mtu = underlay - overhead; c.mtu < least {
+		return fmt.Errorf("underlay MTU %d of %s leaves %d bytes for pods after %d of %s (needed: %d)", underlay, c.link.Name, c.mtu, overhead, backend.Type, least)
 	}
 	return nil
 }
+
+// udpOverhead is what the udp backend adds, in bytes: outer IPv4 and UDP.
+const udpOverhead = 28

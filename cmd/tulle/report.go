@@ -7,6 +7,7 @@ import (
 
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/control/gossip"
+	"github.com/tulle-net/tulle/control/netconf"
 	"github.com/tulle-net/tulle/dataplane"
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
@@ -36,17 +37,23 @@ type statusReport struct {
 
 type nodeReport struct {
 	Name       string `json:"name"`
-	Network    string `json:"network"`
-	Subnet     string `json:"subnet"` // empty until one is confirmed
+	Network    string `json:"network"` // empty without IPv4, like subnet, publicIP and the addresses
+	Subnet     string `json:"subnet"`  // empty until one is confirmed
 	Store      string `json:"store"`
 	PublicIP   string `json:"publicIP"`
 	Backend    string `json:"backend"`
 	VNI        uint32 `json:"vni"`
 	Port       uint16 `json:"port"`
-	VTEPMAC    string `json:"vtepMAC"`
+	VTEPMAC    string `json:"vtepMAC"`    // of both families
 	TunnelAddr string `json:"tunnelAddr"` // of the node itself inside the network
 	EngineAddr string `json:"engineAddr"`
 	MTU        int    `json:"mtu"` // of pods, bytes
+
+	IPv6Network    string `json:"ipv6Network,omitempty"`
+	IPv6Subnet     string `json:"ipv6Subnet,omitempty"`
+	PublicIPv6     string `json:"publicIPv6,omitempty"`
+	IPv6TunnelAddr string `json:"ipv6TunnelAddr,omitempty"`
+	IPv6EngineAddr string `json:"ipv6EngineAddr,omitempty"`
 }
 
 type tapReport struct {
@@ -121,14 +128,21 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 
 func (d *daemon) nodeReport(s control.State) nodeReport {
 	r := nodeReport{
-		Name: s.Self.Name, Network: s.Network.String(), PublicIP: s.Self.PublicIP.String(),
-		Backend: s.Self.BackendType, VNI: s.Self.VNI, Port: s.Port, VTEPMAC: s.Self.VTEP.String(), MTU: s.MTU, Store: "file",
+		Name: s.Self.Name, Network: text(s.Network), Subnet: text(s.Self.Subnet), PublicIP: text(s.Self.PublicIP),
+		Backend: s.Self.BackendType, VNI: s.Self.VNI, Port: s.Port, MTU: s.MTU, Store: "file",
+		IPv6Network: text(s.IPv6Network), IPv6Subnet: text(s.Self.IPv6Subnet), PublicIPv6: text(s.Self.PublicIPv6),
+	}
+	if s.Self.BackendType == netconf.TypeVXLAN {
+		r.VTEPMAC = s.Self.VTEP.String()
 	}
 	if d.gossip != nil {
 		r.Store = "gossip"
 	}
 	if subnet := s.Self.Subnet; subnet.IsValid() {
-		r.Subnet, r.TunnelAddr, r.EngineAddr = subnet.String(), control.TunnelAddr(subnet).String(), control.EngineAddr(subnet).String()
+		r.TunnelAddr, r.EngineAddr = control.TunnelAddr(subnet).String(), control.EngineAddr(subnet).String()
+	}
+	if subnet := s.Self.IPv6Subnet; subnet.IsValid() {
+		r.IPv6TunnelAddr, r.IPv6EngineAddr = control.TunnelAddr(subnet).String(), control.EngineAddr(subnet).String()
 	}
 	return r
 }

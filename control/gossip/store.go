@@ -37,13 +37,19 @@ import (
 
 // A Config says who this node is and where it finds the others. The zero value does not work.
 type Config struct {
-	Self       control.Node // Subnet valid iff it is given instead of claimed
-	Network    netip.Prefix // IPv4
-	SubnetLen  int
-	SubnetMin  netip.Addr // first block
-	SubnetMax  netip.Addr // last block
+	Self      control.Node // subnets valid iff given instead of claimed
+	Network   netip.Prefix // zero without IPv4, like the three that follow
+	SubnetLen int
+	SubnetMin netip.Addr // first block
+	SubnetMax netip.Addr // last block
+
+	IPv6Network   netip.Prefix // zero without IPv6, like the three that follow
+	IPv6SubnetLen int
+	IPv6SubnetMin netip.Addr
+	IPv6SubnetMax netip.Addr
+
 	TunnelPort uint16
-	BindPort   int      // at Self.PublicIP; 0: 7946
+	BindPort   int      // at Self.PublicIP, or at Self.PublicIPv6 without IPv4; 0: 7946
 	Join       []string // host[:port]; this node's own address is skipped
 	Key        []byte   // 32 bytes; nil: unencrypted
 	StateDir   string
