@@ -8,6 +8,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -41,4 +42,20 @@ func addTAP(t *testing.T, name string) netlink.Link {
 		t.Fatal(err)
 	}
 	return got
+}
+
+// addBridge makes a bridge with an address, as a CNI plugin does; it goes with the namespace.
+func addBridge(t *testing.T, name, addr string) {
+	t.Helper()
+	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	a, err := netlink.ParseAddr(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Flags = unix.IFA_F_NODAD
+	for _, err := range []error{netlink.LinkAdd(link), netlink.LinkSetUp(link), netlink.AddrAdd(link, a)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
