@@ -75,15 +75,23 @@ func TestFallback(t *testing.T) {
 // A destination that no datagram can be sent to is refused, and nothing is concluded from it about
 // offloads or about the frames around it.
 func TestRefusedDestinations(t *testing.T) {
-	for name, bad := range map[string]netip.AddrPort{
-		"broadcast (EACCES)":                  netip.MustParseAddrPort("255.255.255.255:8472"),
-		"not from a loopback source (EINVAL)": netip.MustParseAddrPort("192.0.2.1:8472"),
-		"port 0 (EINVAL)":                     netip.MustParseAddrPort("127.0.0.1:0"),
-		"none":                                {},
-		"no IPv4":                             netip.MustParseAddrPort("[2001:db8::1]:8472"),
+	for name, tt := range map[string]struct {
+		lo  loopback
+		bad string
+	}{
+		"broadcast (EACCES)":                  {loopback4, "255.255.255.255:8472"},
+		"not from a loopback source (EINVAL)": {loopback4, "192.0.2.1:8472"},
+		"port 0 (EINVAL)":                     {loopback4, "127.0.0.1:0"},
+		"port 0, IPv6 (EINVAL)":               {loopback6, "[::1]:0"},
+		"none":                                {loopback4, ""},
+		"none, IPv6":                          {loopback6, ""},
+		"no IPv4":                             {loopback4, "[2001:db8::1]:8472"},
+		"no IPv6":                             {loopback6, "127.0.0.1:8472"},
+		"no IPv6, but looks so":               {loopback6, "[::ffff:127.0.0.1]:8472"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, b, to := pair(t)
+			bad, _ := netip.ParseAddrPort(tt.bad)
+			a, b, to := tt.lo.pair(t)
 			out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
 			for _, remote := range []netip.AddrPort{to, bad, bad, to} {
 				outgoing(t, out, flow{1, 2}.udp(t, pattern(9000)), 1000, remote)
@@ -96,16 +104,21 @@ func TestRefusedDestinations(t *testing.T) {
 				}
 			}
 			a.Write(out)
-			for i, f := range out.Frames[2:6] {
-				if f.Sent != 0 || f.SentBytes != 0 || f.Refused != f.Segments {
-					t.Errorf("frame %d: %d sent, %d bytes, %d refused of %d", i+2, f.Sent, f.SentBytes, f.Refused, f.Segments)
-				}
-			}
+			checkRefused(t, out.Frames[2:6])
 			checkArrived(t, receive(t, b, in, len(want)), want)
 			if !slices.Contains(a.Offloads(), "udp_segment") {
 				t.Errorf("offloads %v", a.Offloads())
 			}
 		})
+	}
+}
+
+func checkRefused(t *testing.T, frames []*packet.Frame) {
+	t.Helper()
+	for i, f := range frames {
+		if f.Sent != 0 || f.SentBytes != 0 || f.Refused != f.Segments {
+			t.Fatalf("frame %d: %d sent, %d bytes, %d refused of %d", i, f.Sent, f.SentBytes, f.Refused, f.Segments)
+		}
 	}
 }
 
@@ -157,21 +170,21 @@ func TestLargerThanMTU(t *testing.T) {
 // Without a route (ENETUNREACH) every frame is refused, at once and for good, and that is no
 // reason to give UDP_SEGMENT up.
 func TestUnreachable(t *testing.T) {
-	inNamespace(t, 1500)
-	a := open(t, "0.0.0.0:0")
-	out := packet.NewBatch(1 << 20)
-	for i := range 100 {
-		outgoing(t, out, flow{1, 2}.tcp(t, pattern(3000)), 1000*(i%2), netip.MustParseAddrPort("10.9.9.9:8472"))
-	}
-	if err := a.Write(out); err != nil {
-		t.Errorf("Write: %v", err)
-	}
-	for i, f := range out.Frames {
-		if f.Sent != 0 || f.SentBytes != 0 || f.Refused != f.Segments {
-			t.Fatalf("frame %d: %d sent, %d bytes, %d refused of %d", i, f.Sent, f.SentBytes, f.Refused, f.Segments)
-		}
-	}
-	if a.Fallbacks() != 0 || !slices.Contains(a.Offloads(), "udp_segment") {
-		t.Errorf("%d fallbacks, offloads %v", a.Fallbacks(), a.Offloads())
+	for local, remote := range map[string]string{"0.0.0.0:0": "10.9.9.9:8472", "[::]:0": "[2001:db8::1]:8472"} {
+		t.Run(local, func(t *testing.T) {
+			inNamespace(t, 1500)
+			a := open(t, local)
+			out := packet.NewBatch(1 << 20)
+			for i := range 100 {
+				outgoing(t, out, flow{1, 2}.tcp(t, pattern(3000)), 1000*(i%2), netip.MustParseAddrPort(remote))
+			}
+			if err := a.Write(out); err != nil {
+				t.Errorf("Write: %v", err)
+			}
+			checkRefused(t, out.Frames)
+			if a.Fallbacks() != 0 || !slices.Contains(a.Offloads(), "udp_segment") {
+				t.Errorf("%d fallbacks, offloads %v", a.Fallbacks(), a.Offloads())
+			}
+		})
 	}
 }

@@ -80,6 +80,27 @@ func pattern(n int) []byte {
 // outgoing appends an encapsulated frame to the batch, a super-packet if gsoSize is not 0.
 func outgoing(t testing.TB, b *packet.Batch, data []byte, gsoSize int, to netip.AddrPort) *packet.Frame {
 	t.Helper()
+	f := parsed(t, b, data, gsoSize)
+	f.Remote = to
+	if v := codec(t, 1).Encap(f); v != packet.None {
+		t.Fatalf("Encap: %v", v)
+	}
+	return f
+}
+
+// outgoingPlain does the same with flannel's udp codec.
+func outgoingPlain(t testing.TB, b *packet.Batch, data []byte, gsoSize int, to netip.AddrPort) *packet.Frame {
+	t.Helper()
+	f := parsed(t, b, data, gsoSize)
+	f.Remote = to
+	if v := (PlainUDP{}).Encap(f); v != packet.None {
+		t.Fatalf("Encap: %v", v)
+	}
+	return f
+}
+
+func parsed(t testing.TB, b *packet.Batch, data []byte, gsoSize int) *packet.Frame {
+	t.Helper()
 	f := appendFrame(b, data)
 	if gsoSize > 0 {
 		f.VNet.GSOSize, f.VNet.GSOType = uint16(gsoSize), packet.GSOUDPL4
@@ -89,10 +110,6 @@ func outgoing(t testing.TB, b *packet.Batch, data []byte, gsoSize int, to netip.
 	}
 	if v := f.Parse(); v != packet.None {
 		t.Fatalf("Parse: %v", v)
-	}
-	f.Remote = to
-	if v := codec(t, 1).Encap(f); v != packet.None {
-		t.Fatalf("Encap: %v", v)
 	}
 	return f
 }
@@ -146,22 +163,35 @@ func openConfig(t testing.TB, c Config) []*Underlay {
 // pair is two underlays on loopback addresses and the address of the second.
 func pair(t testing.TB) (a, b *Underlay, to netip.AddrPort) {
 	t.Helper()
-	return loopback{"127.0.0.1:0", "127.0.0.2:0"}.pair(t)
+	return loopback4.pair(t)
 }
 
 // A loopback is where two underlays can meet.
-type loopback struct{ a, b string }
+type loopback struct{ a, b netip.Addr }
 
-func (lo loopback) pair(t testing.TB) (a, b *Underlay, to netip.AddrPort) {
-	t.Helper()
-	a, b = open(t, lo.a), open(t, lo.b)
-	return a, b, boundTo(t, b.receiver)
-}
+var (
+	loopback4 = loopback{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.AddrFrom4([4]byte{127, 0, 0, 2})}
+	loopback6 = loopback{netip.IPv6Loopback(), netip.IPv6Loopback()}
+)
 
 // inBothFamilies runs a test over IPv4 and over IPv6.
 func inBothFamilies(t *testing.T, test func(*testing.T, loopback)) {
-	t.Run("IPv4", func(t *testing.T) { test(t, loopback{"127.0.0.1:0", "127.0.0.2:0"}) })
-	t.Run("IPv6", func(t *testing.T) { test(t, loopback{"[::1]:0", "[::1]:0"}) })
+	t.Run("IPv4", func(t *testing.T) { test(t, loopback4) })
+	t.Run("IPv6", func(t *testing.T) { test(t, loopback6) })
+}
+
+func (lo loopback) pair(t testing.TB) (a, b *Underlay, to netip.AddrPort) {
+	t.Helper()
+	return lo.pairOf(t, Config{Framing: codec(t, 1)})
+}
+
+func (lo loopback) pairOf(t testing.TB, c Config) (a, b *Underlay, to netip.AddrPort) {
+	t.Helper()
+	c.Local = netip.AddrPortFrom(lo.a, 0)
+	a = openConfig(t, c)[0]
+	c.Local = netip.AddrPortFrom(lo.b, 0)
+	b = openConfig(t, c)[0]
+	return a, b, boundTo(t, b.receiver)
 }
 
 func boundTo(t testing.TB, fd int) netip.AddrPort {

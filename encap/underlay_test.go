@@ -3,11 +3,9 @@ package encap
 import (
 	"bytes"
 	"errors"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -123,37 +121,52 @@ func reverse(data []byte) []byte {
 	return d
 }
 
+// The TOS byte or traffic class arrives as it was sent, in both directions.
 func TestOuterTOS(t *testing.T) {
 	inBothFamilies(t, func(t *testing.T, lo loopback) {
 		a, b, to := lo.pair(t)
+		back := boundTo(t, a.receiver)
 		for _, tos := range []uint8{0, 1, 2, 3, 0xb8, 0xbb} {
-			out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
-			for _, gsoSize := range []int{0, 100} {
-				outgoing(t, out, flow{1, 2}.udp(t, pattern(250)), gsoSize, to).OuterTOS = tos
-			}
-			a.Write(out)
-			checkSent(t, out)
-			for i, d := range receive(t, b, in, 4) {
-				if d.tos != tos {
-					t.Errorf("TOS %#x: datagram %d arrives with %#x", tos, i, d.tos)
-				}
-			}
+			checkTOS(t, a, b, to, tos)
+			checkTOS(t, b, a, back, tos)
 		}
 	})
 }
 
-func TestLargestDatagram(t *testing.T) {
-	a, b, to := pair(t)
+func checkTOS(t *testing.T, from, to *Underlay, addr netip.AddrPort, tos uint8) {
+	t.Helper()
 	out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
-	const overhead = 8 + 14 + 20 + 8
-	fits := outgoing(t, out, flow{1, 2}.udp(t, pattern(65507-overhead)), 0, to)
-	want := wire(fits)
-	tooLarge := outgoing(t, out, flow{1, 2}.udp(t, pattern(65507-overhead+1)), 0, to)
-	a.Write(out)
-	if fits.Sent != 1 || fits.SentBytes != 65507 || tooLarge.Refused != 1 || tooLarge.Sent != 0 || tooLarge.SentBytes != 0 {
-		t.Errorf("65507 bytes: %d sent; 65508 bytes: %d sent, %d refused", fits.Sent, tooLarge.Sent, tooLarge.Refused)
+	for _, gsoSize := range []int{0, 100} {
+		outgoing(t, out, flow{1, 2}.udp(t, pattern(250)), gsoSize, addr).OuterTOS = tos
 	}
-	checkArrived(t, receive(t, b, in, 1), want)
+	from.Write(out)
+	checkSent(t, out)
+	for i, d := range receive(t, to, in, 4) {
+		if d.tos != tos {
+			t.Errorf("TOS %#x: datagram %d arrives with %#x", tos, i, d.tos)
+		}
+	}
+}
+
+// IPv6 carries 20 bytes more: its length field does not count the header.
+func TestLargestDatagram(t *testing.T) {
+	inBothFamilies(t, func(t *testing.T, lo loopback) {
+		a, b, to := lo.pair(t)
+		out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
+		const overhead = 8 + 14 + 20 + 8
+		largest := 65507
+		if to.Addr().Is6() {
+			largest = 65527
+		}
+		fits := outgoing(t, out, flow{1, 2}.udp(t, pattern(largest-overhead)), 0, to)
+		want := wire(fits)
+		tooLarge := outgoing(t, out, flow{1, 2}.udp(t, pattern(largest-overhead+1)), 0, to)
+		a.Write(out)
+		if fits.Sent != 1 || fits.SentBytes != largest || tooLarge.Refused != 1 || tooLarge.Sent != 0 || tooLarge.SentBytes != 0 {
+			t.Errorf("%d bytes: %d sent; one more: %d sent, %d refused", largest, fits.Sent, tooLarge.Sent, tooLarge.Refused)
+		}
+		checkArrived(t, receive(t, b, in, 1), want)
+	})
 }
 
 // More than one flush: messages, iovecs and header bytes run out one after the other.
@@ -198,41 +211,6 @@ func TestSmallArena(t *testing.T) {
 	})
 }
 
-func TestReusePort(t *testing.T) {
-	a := open(t, "127.0.0.1:0")
-	group := openGroup(t, "127.0.0.2:48472", 3)
-	to := boundTo(t, group[0].receiver)
-	if _, err := Open(Config{Local: to, Framing: codec(t, 1), Workers: 3}); !errors.Is(err, unix.EADDRINUSE) {
-		t.Errorf("a second group on the port: %v, want %v", err, unix.EADDRINUSE)
-	}
-	out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
-	for i := range uint16(400) {
-		outgoing(t, out, flow{i, 80}.udp(t, pattern(100)), 0, to)
-	}
-	a.Write(out)
-	checkSent(t, out)
-	owner := map[uint16]*Underlay{}
-	total := 0
-	for _, u := range group {
-		n := 0
-		for u.pending(t) > 0 {
-			in.Reset()
-			u.Read(in)
-			for _, f := range in.Frames {
-				if other, ok := owner[f.Remote.Port()]; ok && other != u {
-					t.Errorf("datagrams from port %d arrive at both", f.Remote.Port())
-				}
-				owner[f.Remote.Port()] = u
-				n++
-			}
-		}
-		total += n
-	}
-	if total != 400 {
-		t.Errorf("%d of 400 datagrams arrived", total)
-	}
-}
-
 func (u *Underlay) pending(t *testing.T) uint64 {
 	bytes, drops, err := u.QueueDepth()
 	if err != nil || drops != 0 {
@@ -262,27 +240,6 @@ func TestQueueDepth(t *testing.T) {
 			t.Errorf("%d read and %d dropped of 100; then %d bytes, %d drops", n, drops, after, again)
 		}
 	})
-}
-
-func TestPortInUse(t *testing.T) {
-	other, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer other.Close()
-	before := descriptors(t)
-	_, err = Open(Config{Local: other.LocalAddr().(*net.UDPAddr).AddrPort(), Framing: codec(t, 1)})
-	if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "another tunnel has this port") {
-		t.Errorf("Open on a port in use: %v", err)
-	}
-	for _, address := range []string{"[2001:db8::1]:8472", "192.0.2.1:8472", "[fe80::1]:8472", "[fe80::1%lo]:8472"} {
-		if _, err := Open(Config{Local: netip.MustParseAddrPort(address), Framing: codec(t, 1), Workers: 2}); err == nil {
-			t.Errorf("Open of %s succeeds", address)
-		}
-	}
-	if after := descriptors(t); after != before {
-		t.Errorf("%d descriptors before, %d after failed calls of Open", before, after)
-	}
 }
 
 // Out of descriptors half way through, Open gives back those that it has.
