@@ -114,6 +114,10 @@ func TestReusedID(t *testing.T) {
 	at := time.Duration(0)
 	for _, gap := range []time.Duration{time.Second, 2 * time.Second, time.Hour} {
 		c.expect(parts[0], at, fragment.Decide, packet.None)
+		if got := *c.tracker.Note(); got != 0 {
+			t.Fatalf("the note of the datagram before, %d", got)
+		}
+		*c.tracker.Note() = 1
 		c.tracker.Decided(packet.None)
 		c.expect(parts[1], at, fragment.Pass, packet.None)
 		c.expect(parts[1], at+time.Second-1, fragment.Drop, packet.DropFragmentOverlap)
@@ -122,6 +126,23 @@ func TestReusedID(t *testing.T) {
 	c.expect(parts[0], at, fragment.Decide, packet.None)
 	c.expect(parts[0], at+30*time.Second-1, fragment.Drop, packet.DropFragmentOverlap)
 	c.expect(parts[0], at+30*time.Second, fragment.Decide, packet.None)
+}
+
+// Whoever waits until NextDeadline finds something lost, and not before.
+func TestDeadline(t *testing.T) {
+	c := converse(t)
+	c.expect(part{id: 1, offset: 8, length: 8}, time.Second, fragment.Held, packet.None)
+	at, ok := c.tracker.NextDeadline()
+	if at != 4*time.Second || !ok || len(c.tracker.Expire(at-1)) != 0 || c.tracker.Held() != 1 {
+		t.Fatalf("deadline %v, %v, %d held before", at, ok, c.tracker.Held())
+	}
+	lost := c.tracker.Expire(at)
+	if len(lost) != 1 || lost[0].Verdict != packet.DropFragmentOrphan || c.tracker.Held() != 0 {
+		t.Fatalf("lost at the deadline: %v, %d held", lost, c.tracker.Held())
+	}
+	if _, ok := c.tracker.NextDeadline(); ok {
+		t.Error("a deadline with nothing held")
+	}
 }
 
 // The largest datagram of each family, and one byte more.

@@ -54,9 +54,7 @@ func (d *datagram) place(p piece) fit {
 		return conflicting
 	case d.repeats(p):
 		return repeated
-	case d.closed && (p.end() > d.reach || !p.more):
-		return conflicting
-	case !p.more && p.end() < d.reach:
+	case d.closed && p.end() > d.reach, !p.more && p.end() < d.reach:
 		return conflicting
 	case d.blocks.any(p.offset/blockLen, blocksTo(p.end())):
 		return conflicting
