@@ -72,7 +72,13 @@ func (f *Frame) flowHash() uint32 {
 	if f.Fragment {
 		return uint32(mix(mix(src) + mix(dst) + protoFragment))
 	}
-	sport, dport := f.Ports()
+	var sport, dport uint16
+	if f.Payload > f.L4 {
+		ports := binary.BigEndian.Uint32(f.buf[f.L4:])
+		sport, dport = uint16(ports>>16), uint16(ports)
+	} else if f.isICMP() {
+		sport, dport = f.Ports()
+	}
 	src = bits.RotateLeft64(src, 16) + uint64(sport)
 	dst = bits.RotateLeft64(dst, 16) + uint64(dport)
 	return uint32(mix(mix(src) + mix(dst) + uint64(f.Proto)))

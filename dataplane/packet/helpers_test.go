@@ -1,6 +1,7 @@
 package packet_test
 
 import (
+	"encoding/binary"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -68,22 +69,40 @@ func naiveSum(parts ...[]byte) uint16 {
 	return uint16(sum)
 }
 
-// naivePseudo is the sum of the pseudo-header of an IPv4 packet of n bytes with its header
-// length in the IHL field.
-func naivePseudo(ip []byte, n int) uint16 {
-	l4 := n - int(ip[0]&0xf)*4
-	return naiveSum(ip[12:20], []byte{0, ip[9], byte(l4 >> 8), byte(l4)})
+// naiveIP returns what a checksum needs of a sound IP packet: its address bytes, its L4 protocol and where that starts.
+func naiveIP(ip []byte) (addresses []byte, proto uint8, l4 int) {
+	if ip[0]>>4 == 4 {
+		return ip[12:20], ip[9], int(ip[0]&0xf) * 4
+	}
+	proto, l4 = ip[6], 40
+	for proto == 0 || proto == 43 || proto == 44 || proto == 60 {
+		next, length := ip[l4], 8*(int(ip[l4+1])+1)
+		if proto == 44 {
+			length = 8
+		}
+		proto, l4 = next, l4+length
+	}
+	return ip[8:40], proto, l4
 }
 
-// verifies reports what is wrong with the checksums of an IPv4 packet without trailer.
+// naivePseudo is the sum of the pseudo-header of an IP packet of n bytes.
+func naivePseudo(ip []byte, n int) uint16 {
+	addresses, proto, l4 := naiveIP(ip)
+	return naiveSum(addresses, []byte{0, proto, byte((n - l4) >> 8), byte(n - l4)})
+}
+
+// verifies reports what is wrong with the checksums of an IP packet without trailer.
 func verifies(ip []byte) error {
-	headerLen := int(ip[0]&0xf) * 4
-	if got := naiveSum(ip[:headerLen]); got != 0xffff {
+	_, proto, l4 := naiveIP(ip)
+	if got := naiveSum(ip[:l4]); ip[0]>>4 == 4 && got != 0xffff {
 		return fmt.Errorf("IPv4 header sums up to %#x", got)
 	}
 	pseudo := naivePseudo(ip, len(ip))
-	if got := naiveSum([]byte{byte(pseudo >> 8), byte(pseudo)}, ip[headerLen:]); got != 0xffff {
-		return fmt.Errorf("protocol %d: sums up to %#x", ip[9], got)
+	if proto == packet.ProtoICMP {
+		pseudo = 0
+	}
+	if got := naiveSum([]byte{byte(pseudo >> 8), byte(pseudo)}, ip[l4:]); got != 0xffff {
+		return fmt.Errorf("protocol %d: sums up to %#x", proto, got)
 	}
 	return nil
 }
@@ -91,9 +110,17 @@ func verifies(ip []byte) error {
 // stack is one packet as layers, to be changed and serialized by gopacket.
 type stack struct {
 	ip      layers.IPv4
-	tcp     *layers.TCP // nil or
-	udp     *layers.UDP // nil, or neither
+	ip6     *layers.IPv6 // instead of ip, if not nil
+	ext     []extension  // valid iff IPv6
+	tcp     *layers.TCP  // nil or
+	udp     *layers.UDP  // nil, or neither: ip.Protocol says what is in payload
 	payload []byte
+}
+
+// extension is an IPv6 extension header whose first byte is yet to be set.
+type extension struct {
+	proto uint8
+	data  []byte
 }
 
 var (
@@ -101,27 +128,65 @@ var (
 	macB = net.HardwareAddr{2, 0, 0, 0, 0, 2}
 )
 
+// proto is the number of the L4 protocol.
+func (s stack) proto() uint8 {
+	switch {
+	case s.tcp != nil:
+		return packet.ProtoTCP
+	case s.udp != nil:
+		return packet.ProtoUDP
+	case s.ip6 != nil && s.ip.Protocol == layers.IPProtocolICMPv4:
+		return packet.ProtoICMPv6
+	}
+	return uint8(s.ip.Protocol)
+}
+
+// extensions serializes the chain; next is the number for the fixed header.
+func (s stack) extensions() (chain []byte, next uint8) {
+	next = s.proto()
+	for i := len(s.ext) - 1; i >= 0; i-- {
+		e := append([]byte{next}, s.ext[i].data[1:]...)
+		chain, next = append(e, chain...), s.ext[i].proto
+	}
+	return chain, next
+}
+
+// network returns the IP layers and the one that L4 checksums need.
+func (s stack) network() ([]gopacket.SerializableLayer, gopacket.NetworkLayer) {
+	if s.ip6 == nil {
+		return []gopacket.SerializableLayer{&s.ip}, &s.ip
+	}
+	ip6 := *s.ip6
+	chain, next := s.extensions()
+	ip6.NextHeader = layers.IPProtocol(next)
+	return []gopacket.SerializableLayer{&ip6, gopacket.Payload(chain)}, &ip6
+}
+
 // bytes serializes the stack behind an Ethernet header, with all lengths and checksums right.
 func (s stack) bytes(t testing.TB) []byte {
 	t.Helper()
 	eth := layers.Ethernet{SrcMAC: macA, DstMAC: macB, EthernetType: layers.EthernetTypeIPv4}
-	all := []gopacket.SerializableLayer{&eth, &s.ip}
+	if s.ip6 != nil {
+		eth.EthernetType = layers.EthernetTypeIPv6
+	}
+	all, forChecksum := s.network()
 	switch {
 	case s.tcp != nil:
 		tcp := *s.tcp
-		tcp.SetNetworkLayerForChecksum(&s.ip)
+		tcp.SetNetworkLayerForChecksum(forChecksum)
 		all = append(all, &tcp)
 	case s.udp != nil:
 		udp := *s.udp
-		udp.SetNetworkLayerForChecksum(&s.ip)
+		udp.SetNetworkLayerForChecksum(forChecksum)
 		all = append(all, &udp)
 	}
 	buf := gopacket.NewSerializeBuffer()
 	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
-	if err := gopacket.SerializeLayers(buf, opts, append(all, gopacket.Payload(s.payload))...); err != nil {
+	all = append([]gopacket.SerializableLayer{&eth}, append(all, gopacket.Payload(s.payload))...)
+	if err := gopacket.SerializeLayers(buf, opts, all...); err != nil {
 		t.Fatalf("gopacket: serialize: %v", err)
 	}
-	data := buf.Bytes()[:packet.EthernetLen+int(s.ip.Length)] // without the padding to 60 bytes
+	data := buf.Bytes()[:s.l4()+s.l4Len()] // without the padding to 60 bytes
 	return s.fixUDPZero(data)
 }
 
@@ -136,6 +201,10 @@ func (s stack) fixUDPZero(data []byte) []byte {
 
 // l4 is the offset of the L4 header in a serialized frame.
 func (s stack) l4() int {
+	if s.ip6 != nil {
+		chain, _ := s.extensions()
+		return packet.EthernetLen + 40 + len(chain)
+	}
 	n := 0
 	for _, o := range s.ip.Options {
 		n += int(max(o.OptionLength, 1))
@@ -143,12 +212,39 @@ func (s stack) l4() int {
 	return packet.EthernetLen + 20 + (n+3)&^3
 }
 
-// checksumAt is the offset of the L4 checksum in a serialized frame. Valid iff TCP or UDP.
-func (s stack) checksumAt() int {
-	if s.tcp != nil {
-		return s.l4() + 16
+// l4Len is the length of L4 header and payload.
+func (s stack) l4Len() int {
+	switch {
+	case s.tcp != nil:
+		return tcpHeaderLen(s.tcp) + len(s.payload)
+	case s.udp != nil:
+		return 8 + len(s.payload)
 	}
-	return s.l4() + 6
+	return len(s.payload)
+}
+
+// checksumAt is the offset of the L4 checksum in a serialized frame. Valid iff TCP, UDP or ICMP.
+func (s stack) checksumAt() int {
+	switch {
+	case s.tcp != nil:
+		return s.l4() + 16
+	case s.udp != nil:
+		return s.l4() + 6
+	}
+	return s.l4() + 2
+}
+
+// finishICMP writes the checksum of an ICMP or ICMPv6 message into its payload.
+func (s stack) finishICMP(t testing.TB) stack {
+	s.payload[2], s.payload[3] = 0, 0
+	ip := s.bytes(t)[packet.EthernetLen:]
+	pseudo := uint16(0)
+	if s.ip6 != nil {
+		pseudo = naivePseudo(ip, len(ip))
+	}
+	sum := naiveSum([]byte{byte(pseudo >> 8), byte(pseudo)}, s.payload)
+	binary.BigEndian.PutUint16(s.payload[2:], ^sum)
+	return s
 }
 
 func randomBytes(r *rand.Rand, n int) []byte {

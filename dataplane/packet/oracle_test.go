@@ -8,15 +8,16 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
 
-// oracle is what gopacket makes of an Ethernet frame with an IPv4 packet.
+// oracle is what gopacket makes of a frame with an IP packet.
 type oracle struct {
 	Src, Dst            netip.Addr
-	Proto, TOS          uint8
+	Proto, TOS, TTL     uint8
 	HeaderLen, TotalLen int
 	Fragment            bool
 	FragmentID          uint32
@@ -24,6 +25,7 @@ type oracle struct {
 	FragmentLen         int // of the data
 	MoreFragments       bool
 	L4HeaderLen         int // 0 where there is none whole
+	SPort, DPort        uint16
 	DstMAC, SrcMAC      string
 	truncated           bool
 }
@@ -31,10 +33,14 @@ type oracle struct {
 // SetTruncated implements gopacket.DecodeFeedback.
 func (o *oracle) SetTruncated() { o.truncated = true }
 
-var errNotIPv4 = errors.New("not IPv4")
+var (
+	errNotIP     = errors.New("not IP")
+	errExtension = errors.New("extension chain")
+	errTiny      = errors.New("tiny fragment")
+)
 
 // decode asks gopacket, whose decoders may panic. The error says why the frame is no sound
-// IPv4 packet; unsound options are none of the engine's business.
+// IP packet; unsound options are none of the engine's business.
 func decode(data []byte) (o oracle, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -45,11 +51,14 @@ func decode(data []byte) (o oracle, err error) {
 	if err := eth.DecodeFromBytes(data, &o); err != nil {
 		return o, err
 	}
-	if eth.EthernetType != layers.EthernetTypeIPv4 {
-		return o, errNotIPv4
-	}
 	o.DstMAC, o.SrcMAC = eth.DstMAC.String(), eth.SrcMAC.String()
-	return o, o.decodeIPv4(eth.Payload)
+	switch eth.EthernetType {
+	case layers.EthernetTypeIPv4:
+		return o, o.decodeIPv4(eth.Payload)
+	case layers.EthernetTypeIPv6:
+		return o, o.decodeIPv6(eth.Payload)
+	}
+	return o, errNotIP
 }
 
 func (o *oracle) decodeIPv4(data []byte) error {
@@ -70,7 +79,7 @@ func (o *oracle) decodeIPv4(data []byte) error {
 	}
 	o.Src, _ = netip.AddrFromSlice(ip.SrcIP)
 	o.Dst, _ = netip.AddrFromSlice(ip.DstIP)
-	o.Proto, o.TOS = uint8(ip.Protocol), ip.TOS
+	o.Proto, o.TOS, o.TTL = uint8(ip.Protocol), ip.TOS, ip.TTL
 	o.HeaderLen, o.TotalLen = len(ip.Contents), int(ip.Length)
 	o.FragmentID, o.FragmentOffset, o.MoreFragments = uint32(ip.Id), int(ip.FragOffset)*8, ip.Flags&layers.IPv4MoreFragments != 0
 	if o.Fragment = o.MoreFragments || ip.FragOffset != 0; o.Fragment {
@@ -78,8 +87,91 @@ func (o *oracle) decodeIPv4(data []byte) error {
 		return o.checkFragment(o.HeaderLen, ip.Payload[:o.FragmentLen])
 	}
 	o.FragmentID = 0
-	o.decodeL4(ip.Protocol, ip.Payload)
+	o.decodeL4(ip.Payload)
 	return nil
+}
+
+// decodeIPv6 leaves the options of the hop-by-hop header alone, which gopacket would decode with the fixed header.
+func (o *oracle) decodeIPv6(data []byte) error {
+	if len(data) < 40 {
+		return errors.New("short")
+	}
+	fixed, next := append([]byte(nil), data...), data[6]
+	fixed[6] = 59
+	var ip layers.IPv6
+	ip.DecodeFromBytes(fixed, o) // the only error left is a length of 0
+	switch {
+	case ip.Version != 6:
+		return errors.New("version")
+	case ip.Length == 0 && next != 59:
+		return errors.New("jumbogram")
+	case 40+int(ip.Length) > len(data):
+		return errors.New("truncated")
+	}
+	o.Src, _ = netip.AddrFromSlice(ip.SrcIP)
+	o.Dst, _ = netip.AddrFromSlice(ip.DstIP)
+	o.TOS, o.TTL, o.TotalLen = ip.TrafficClass, ip.HopLimit, 40+int(ip.Length)
+	l4, err := o.walk(next, data[40:o.TotalLen])
+	if err != nil {
+		return err
+	}
+	if o.HeaderLen = o.TotalLen - len(l4); o.Fragment {
+		return o.checkFragment(0, l4)
+	}
+	o.decodeL4(l4)
+	return nil
+}
+
+// walk follows the extension chain through rest and returns what is behind it.
+func (o *oracle) walk(next uint8, rest []byte) (l4 []byte, err error) {
+	all, fragmented := rest, false
+	for n := 0; (next == 0 || next == 43 || next == 44 || next == 60) && o.FragmentOffset == 0; n++ {
+		if next == 0 && n > 0 {
+			return nil, errExtension
+		}
+		contents, err := o.extension(next, rest)
+		if err != nil {
+			return nil, err
+		}
+		rest = rest[len(contents):]
+		switch used := len(all) - len(rest); {
+		case next == 43 && (contents[2] == 0 || contents[3] != 0), next == 44 && fragmented:
+			return nil, errExtension
+		case next == 44 && o.checkFragment(used-8, nil) == errImpossible:
+			return nil, errExtension
+		case n == 8 || used > 256:
+			return nil, errExtension
+		}
+		fragmented = fragmented || next == 44
+		next = contents[0]
+	}
+	o.Proto = next
+	return rest, nil
+}
+
+// extension decodes the header at the front of rest, and the fragment fields with it.
+func (o *oracle) extension(proto uint8, rest []byte) (contents []byte, err error) {
+	cut := errExtension
+	if o.MoreFragments {
+		cut = errTiny
+	}
+	if proto != 44 {
+		var ext layers.IPv6ExtensionSkipper
+		if ext.DecodeFromBytes(rest, o) != nil {
+			return nil, cut
+		}
+		return ext.Contents, nil
+	}
+	p := gopacket.NewPacket(rest, layers.LayerTypeIPv6Fragment, gopacket.NoCopy)
+	fragment, ok := p.Layer(layers.LayerTypeIPv6Fragment).(*layers.IPv6Fragment)
+	if !ok {
+		return nil, cut
+	}
+	if more, offset := fragment.MoreFragments, int(fragment.FragmentOffset)*8; !o.Fragment && (more || offset > 0) {
+		o.Fragment, o.FragmentID, o.FragmentOffset, o.MoreFragments = true, fragment.Identification, offset, more
+		o.FragmentLen = len(fragment.Payload)
+	}
+	return fragment.Contents, nil
 }
 
 // checkFragment holds a fragment with so many bytes counted before its data against RFC 791, RFC 1858, RFC 3128 and
@@ -88,7 +180,7 @@ func (o *oracle) checkFragment(before int, l4 []byte) error {
 	tcp := o.Proto == packet.ProtoTCP
 	switch {
 	case o.MoreFragments && o.FragmentLen%8 != 0, before+o.FragmentOffset+o.FragmentLen > 65535:
-		return errors.New("fragment impossible")
+		return errImpossible
 	case tcp && o.FragmentOffset > 0 && o.FragmentOffset < 20:
 		return errTiny
 	case o.FragmentOffset > 0:
@@ -101,7 +193,7 @@ func (o *oracle) checkFragment(before int, l4 []byte) error {
 	return nil
 }
 
-var errTiny = errors.New("tiny fragment")
+var errImpossible = errors.New("fragment that no datagram has")
 
 // icmp is the number of the ICMP that belongs to the packet's family.
 func (o *oracle) icmp() uint8 {
@@ -111,22 +203,45 @@ func (o *oracle) icmp() uint8 {
 	return packet.ProtoICMPv6
 }
 
-func (o *oracle) decodeL4(proto layers.IPProtocol, data []byte) {
-	switch proto {
-	case layers.IPProtocolTCP:
+func (o *oracle) decodeL4(data []byte) {
+	switch o.Proto {
+	case packet.ProtoTCP:
 		var tcp layers.TCP
 		tcp.DecodeFromBytes(data, o)
 		if n := int(tcp.DataOffset) * 4; n >= 20 && n <= len(data) {
 			o.L4HeaderLen = n
 		}
-	case layers.IPProtocolUDP:
+		o.SPort, o.DPort = uint16(tcp.SrcPort), uint16(tcp.DstPort)
+	case packet.ProtoUDP:
 		var udp layers.UDP
 		udp.DecodeFromBytes(data, o)
 		o.L4HeaderLen = len(udp.Contents)
+		o.SPort, o.DPort = uint16(udp.SrcPort), uint16(udp.DstPort)
+	case o.icmp():
+		o.SPort = o.echoID(data)
+		o.DPort = o.SPort
 	}
 }
 
-// checkAgainstOracle holds a frame that Parse accepted as IPv4 against gopacket's view of
+// echoID is the identifier of an echo request or reply, 0 without one.
+func (o *oracle) echoID(data []byte) uint16 {
+	if o.Src.Is4() {
+		var icmp layers.ICMPv4
+		if icmp.DecodeFromBytes(data, o); icmp.TypeCode.Type() != 0 && icmp.TypeCode.Type() != 8 {
+			return 0
+		}
+		return icmp.Id
+	}
+	var icmp layers.ICMPv6
+	var echo layers.ICMPv6Echo
+	if icmp.DecodeFromBytes(data, o) != nil || icmp.TypeCode.Type() != 128 && icmp.TypeCode.Type() != 129 {
+		return 0
+	}
+	echo.DecodeFromBytes(icmp.Payload, o)
+	return echo.Identifier
+}
+
+// checkAgainstOracle holds a frame that Parse accepted as IP against gopacket's view of
 // the same bytes. It reuses the batch for the frame of the other direction.
 func checkAgainstOracle(t *testing.T, b *packet.Batch, f *packet.Frame, data []byte) {
 	t.Helper()
@@ -136,13 +251,16 @@ func checkAgainstOracle(t *testing.T, b *packet.Batch, f *packet.Frame, data []b
 	}
 	o.truncated = false // says only that an option or an L4 header is cut
 	got := oracle{
-		Src: f.Src, Dst: f.Dst, Proto: f.Proto, TOS: f.TOS(), HeaderLen: f.L4 - f.L3,
+		Src: f.Src, Dst: f.Dst, Proto: f.Proto, TOS: f.TOS(), TTL: f.TTL(), HeaderLen: f.L4 - f.L3,
 		TotalLen: f.Start() + f.Len() - f.L3, Fragment: f.Fragment, L4HeaderLen: f.Payload - f.L4,
 		DstMAC: f.DstMAC().String(), SrcMAC: f.SrcMAC().String(),
 		FragmentID: f.FragmentID, FragmentOffset: f.FragmentOffset, MoreFragments: f.MoreFragments,
 	}
-	if f.Fragment {
+	if got.SPort, got.DPort = f.Ports(); f.Fragment {
 		got.FragmentLen = len(f.FragmentData())
+		o.SPort, o.DPort = got.SPort, got.DPort // TestPortsOfFragments
+	} else if f.Payload == f.L4 && f.Proto != o.icmp() {
+		o.SPort, o.DPort = 0, 0 // of a header that is cut
 	}
 	if got != o {
 		t.Fatalf("%x:\nParse  %+v\noracle %+v", data, got, o)
@@ -163,7 +281,11 @@ func reversed(data []byte, o oracle) []byte {
 		copy(d[at:], data[at+n:at+2*n])
 		copy(d[at+n:], data[at:at+n])
 	}
-	swap(packet.EthernetLen+12, 4)
+	if o.Src.Is4() {
+		swap(packet.EthernetLen+12, 4)
+	} else {
+		swap(packet.EthernetLen+8, 16)
+	}
 	if o.L4HeaderLen > 0 {
 		swap(packet.EthernetLen+o.HeaderLen, 2)
 	}
@@ -200,7 +322,7 @@ func FuzzParse(f *testing.F) {
 		}
 		frame := load(b, data)
 		v := frame.Parse()
-		if v == packet.None && frame.EtherType == packet.EtherTypeIPv4 {
+		if v == packet.None && frame.EtherType != packet.EtherTypeARP {
 			checkAgainstOracle(t, b, frame, data)
 			return
 		}
@@ -210,7 +332,8 @@ func FuzzParse(f *testing.F) {
 
 func checkRefusal(t *testing.T, f *packet.Frame, v packet.Verdict, data []byte) {
 	o, err := decode(data)
-	if err == nil || errors.Is(err, errTiny) != (v == packet.DropFragmentTiny) {
+	tiny, extension := errors.Is(err, errTiny), errors.Is(err, errExtension)
+	if err == nil || tiny != (v == packet.DropFragmentTiny) || extension != (v == packet.DropExtension) {
 		t.Fatalf("%x: verdict %v, but the oracle reads %+v: %v", data, v, o, err)
 	}
 	if v == packet.DropFragmentTiny {

@@ -32,11 +32,18 @@ const (
 func (f *Frame) Parse() Verdict {
 	f.L2, f.L3, f.L4, f.Payload = f.start, 0, 0, 0
 	f.EtherType, f.Proto, f.Fragment, f.Hash, f.Segments = 0, 0, false, 0, 1
-	f.Src, f.Dst = netip.Addr{}, netip.Addr{}
 	f.FragmentID, f.FragmentOffset, f.MoreFragments, f.fragmentAt = 0, 0, false, 0
-	if v := f.parseLink(); v != None {
-		return v
+	v := f.parseLink()
+	if v == None {
+		v = f.parseNetwork()
 	}
+	if f.L4 == 0 { // no IP header: addresses are written once
+		f.Src, f.Dst = netip.Addr{}, netip.Addr{}
+	}
+	return v
+}
+
+func (f *Frame) parseNetwork() Verdict {
 	switch f.EtherType {
 	case EtherTypeIPv4:
 		return f.parseIPv4()

@@ -1,6 +1,7 @@
 package packet_test
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 
 	"github.com/google/gopacket/layers"
@@ -19,22 +20,56 @@ func randomStack(r *rand.Rand, maxPayload int) stack {
 		s.ip.Protocol = layers.IPProtocolTCP
 		s.tcp = randomTCP(r)
 	}
-	if s.ip.Flags&layers.IPv4MoreFragments != 0 {
+	if r.IntN(2) == 0 {
+		return s.randomIPv6(r, true)
+	}
+	return s.fitFragment(r)
+}
+
+// randomIPv6 turns the stack into IPv6 with a random extension chain.
+func (s stack) randomIPv6(r *rand.Rand, fragments bool) stack {
+	s.ip6 = &layers.IPv6{
+		Version: 6, TrafficClass: uint8(r.Uint32()), FlowLabel: r.Uint32() & 0xfffff, HopLimit: uint8(r.Uint32()),
+		SrcIP: randomBytes(r, 16), DstIP: randomBytes(r, 16),
+	}
+	s.ip.Flags, s.ip.FragOffset = 0, 0
+	if s.l4Len() == 0 {
+		s.payload = []byte{0} // an IPv6 payload length of 0 says that there is no next header
+	}
+	for _, proto := range []uint8{0, 60, 43, 44, 60} { // the order that RFC 8200 section 4.1 recommends
+		if r.IntN(3) == 0 && (proto != 44 || fragments) {
+			s.ext = append(s.ext, randomExtension(r, proto))
+		}
+	}
+	return s.fitFragment(r)
+}
+
+func randomExtension(r *rand.Rand, proto uint8) extension {
+	words := r.IntN(5)
+	if proto == 44 {
+		words = 0
+	}
+	e := extension{proto, randomBytes(r, 8*(words+1))}
+	if e.data[1] = uint8(words); proto == 43 {
+		e.data[2], e.data[3] = uint8(1+r.IntN(255)), 0 // any type but 0, no segments left
+	}
+	if proto == 44 {
+		binary.BigEndian.PutUint16(e.data[2:], [3]uint16{0, 1, uint16(3+r.IntN(0x1e00))<<3 | uint16(r.IntN(2))}[r.IntN(3)])
+	}
+	return e
+}
+
+// fitFragment makes the payload one that the fragment fields allow.
+func (s stack) fitFragment(r *rand.Rand) stack {
+	more := s.ip6 == nil && s.ip.Flags&layers.IPv4MoreFragments != 0
+	for _, e := range s.ext {
+		more = more || e.proto == 44 && e.data[3]&1 != 0
+	}
+	if more {
 		s.payload = append(s.payload, randomBytes(r, 8)...) // the header of ICMP
 		s.payload = s.payload[s.l4Len()%8:]
 	}
 	return s
-}
-
-// l4Len is the length of L4 header and payload.
-func (s stack) l4Len() int {
-	switch {
-	case s.tcp != nil:
-		return tcpHeaderLen(s.tcp) + len(s.payload)
-	case s.udp != nil:
-		return 8 + len(s.payload)
-	}
-	return len(s.payload)
 }
 
 func randomIPv4(r *rand.Rand) layers.IPv4 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/google/gopacket/layers"
@@ -26,19 +27,27 @@ func (s super) frame(t testing.TB, b *packet.Batch) *packet.Frame {
 		Flags: packet.VNetNeedsCsum, GSOType: packet.GSOTCPv4, GSOSize: uint16(s.gsoSize),
 		CsumStart: uint16(s.l4()), CsumOffset: uint16(s.checksumAt() - s.l4()),
 	}
-	if s.udp != nil {
-		f.VNet.GSOType = packet.GSOUDPL4
-	}
+	f.VNet.GSOType = s.gsoType()
 	if v := f.Parse(); v != packet.None {
 		t.Fatalf("Parse of a super-packet: %v", v)
 	}
 	return f
 }
 
+func (s super) gsoType() uint8 {
+	switch {
+	case s.udp != nil:
+		return packet.GSOUDPL4
+	case s.ip6 != nil:
+		return packet.GSOTCPv6
+	}
+	return packet.GSOTCPv4
+}
+
 // partial overwrites the L4 checksum with the pseudo-header's sum alone.
 func partial(s stack, data []byte) []byte {
 	ip := data[packet.EthernetLen:]
-	binary.BigEndian.PutUint16(data[s.checksumAt():], naivePseudo(ip, int(binary.BigEndian.Uint16(ip[2:]))))
+	binary.BigEndian.PutUint16(data[s.checksumAt():], naivePseudo(ip, len(ip)))
 	return data
 }
 
@@ -66,8 +75,12 @@ func (s super) segments(t testing.TB) [][]byte {
 }
 
 func randomSuper(r *rand.Rand) super {
-	s := super{stack: randomStack(r, 0)}
+	s := super{stack: stack{ip: randomIPv4(r)}}
 	s.ip.Flags, s.ip.FragOffset = s.ip.Flags&layers.IPv4DontFragment, 0
+	if r.IntN(2) == 0 {
+		s.stack = s.randomIPv6(r, r.IntN(2) == 0)
+		s.ext = slices.DeleteFunc(s.ext, func(e extension) bool { return e.proto == 44 && e.data[2]|e.data[3]&^6 != 0 })
+	}
 	s.ip.Protocol = layers.IPProtocolTCP
 	if s.tcp, s.udp = randomTCP(r), nil; r.IntN(3) == 0 {
 		s.tcp, s.udp = nil, randomUDP(r)
