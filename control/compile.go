@@ -20,7 +20,7 @@ type Ignored struct {
 // are configured are left out, with the reason; the rest does not suffer from it, nor does the other family of a
 // dual-stack peer.
 func Compile(generation uint64, s State) (*tables.Set, []Ignored, error) {
-	node := tables.Node{VTEP: s.Self.VTEP, Gateway: gatewayMAC(s.Self), MTU: s.MTU, Port: s.Port}
+	node := tables.Node{VTEP: s.Self.VTEP, Gateway: gatewayMAC(s.Self), MTU: s.MTU, Port: s.Port, Limit4: s.Limits[0], Limit6: s.Limits[1]}
 	if s.Self.Subnet.IsValid() {
 		node.Engine = EngineAddr(s.Self.Subnet)
 	}
@@ -102,7 +102,7 @@ func (c *compiler) accept(i int, h namedHalf) {
 		Endpoint: netip.AddrPortFrom(h.public, c.state.Port),
 		VTEP:     h.vtep,
 		Sources:  []netip.Prefix{h.subnet, hostPrefix(h.public)},
-		MTU:      c.state.MTU,
+		MTU:      c.state.Limits[i],
 		Probe:    TunnelAddr(h.subnet),
 	}
 	if measured, ok := c.state.PathMTU[h.public]; ok {

@@ -64,7 +64,10 @@ type State struct {
 	Network     netip.Prefix // zero without IPv4
 	IPv6Network netip.Prefix // zero without IPv6
 	Port        uint16       // UDP port of the tunnel, on every node
-	MTU         int          // largest inner IP packet in bytes, of the TAP and of every pod
+	MTU         int          // largest IP packet in bytes, of the TAP and of every pod
+	// Limits are the largest inner IP packets that the underlay's link takes in one piece, of IPv4 and of IPv6, bytes. With
+	// both families that of IPv4 is above MTU, which has to fit both.
+	Limits [2]int
 	// PathMTU is the largest inner IP packet in bytes that goes to an outer address now, as measured; absent: unknown. What is
 	// measured next goes into a new map.
 	PathMTU map[netip.Addr]int

@@ -22,6 +22,7 @@ const (
 	pathStatus   = "/v1/status"
 	pathRoutes   = "/v1/routes"
 	pathPeers    = "/v1/peers"
+	pathFlows    = "/v1/flows"
 	maxSocketLen = 107 // sun_path without the terminating zero
 )
 
@@ -65,6 +66,7 @@ func listenAPI(d *daemon) (*apiServer, error) {
 	mux.HandleFunc("GET "+pathStatus, answer(d.status))
 	mux.HandleFunc("GET "+pathRoutes, answer(d.routes))
 	mux.HandleFunc("GET "+pathPeers, answer(d.peers))
+	mux.HandleFunc("GET "+pathFlows, d.answerFlows)
 	return &apiServer{listener: listener, server: &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}}, nil
 }
 

@@ -12,7 +12,6 @@ import (
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/control/netconf"
-	"github.com/tulle-net/tulle/encap"
 )
 
 // tapName is the node's TAP. There is one daemon in a network namespace.
@@ -22,10 +21,11 @@ const tapName = "tulle-tap"
 type daemonConfig struct {
 	self        control.Node // the subnet is valid iff it was given
 	conf        *netconf.Config
-	codec       *encap.VXLAN // valid iff conf.Backend.Type is vxlan
-	port        uint16       // UDP port of the tunnel
+	codec       tunnelCodec
+	port        uint16 // UDP port of the tunnel
 	link        control.UnderlayLink
-	mtu         int // largest inner IP packet, bytes
+	mtu         int    // largest IP packet of pods, bytes
+	limits      [2]int // largest inner IP packet that the link takes in one piece, by family: IPv4, IPv6; bytes
 	gossip      *gossipConfig
 	peersFile   string
 	runDir      string
@@ -33,6 +33,7 @@ type daemonConfig struct {
 	metricsAddr string
 	workers     int
 	keep        bool
+	copyDSCP    bool
 }
 
 // gossipConfig is what only the gossip store needs; nil with static peers alone.
@@ -78,14 +79,14 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 		return err
 	}
 	slog.Info("node runs", "name", c.self.Name, "subnet", c.self.Subnet, "ipv6Subnet", c.self.IPv6Subnet, "underlay", c.link.Addr, "underlay6", c.link.Addr6, "link", c.link.Name,
-		"mtu", c.mtu, "backend", c.conf.Backend.Type, "vni", c.self.VNI, "port", c.port, "tap", d.forwarder.tap.String(), "sockets", d.forwarder.underlays[0].Offloads())
+		"mtu", c.mtu, "backend", c.conf.Backend.Type, "vni", c.self.VNI, "port", c.port, "tap", d.forwarder.tap.String(), "sockets", d.forwarder.allUnderlays()[0].Offloads())
 	return d.serve(ctx)
 }
 
 // openStores wires the stores to tables and kernel state.
 func (d *daemon) openStores(peers []control.Node) error {
 	c := d.config
-	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu}
+	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu, Limits: c.limits}
 	idle := base
 	idle.Self.Subnet, idle.Self.IPv6Subnet = netip.Prefix{}, netip.Prefix{}
 	d.reconciler = control.NewReconciler(control.Kernel{TAP: tapName, State: idle}, d.reached)
@@ -124,6 +125,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	parts := []func(context.Context) error{
 		func(ctx context.Context) error { return d.forwarder.run(ctx, d.reconciler.Wake) },
+		d.forwarder.sweep, func(ctx context.Context) error { return d.forwarder.prober.run(ctx, d.network.setPathMTU) },
 		d.reconciler.Run, api.run, metrics.run,
 	}
 	if d.gossip != nil {

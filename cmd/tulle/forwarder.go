@@ -6,25 +6,45 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/dataplane"
+	"github.com/tulle-net/tulle/dataplane/conntrack"
 	"github.com/tulle-net/tulle/dataplane/tables"
 	"github.com/tulle-net/tulle/dataplane/tap"
 	"github.com/tulle-net/tulle/encap"
 )
 
-// tapRetry is waited between two tries to make the TAP again.
-const tapRetry = 50 * time.Millisecond
+const (
+	// tapRetry is waited between two tries to make the TAP again.
+	tapRetry = 50 * time.Millisecond
 
-// A forwarder is the packet path of the node: sockets, TAP and the engine between them. The sockets live as long as it
-// does; TAP and engine are made again when somebody removes the TAP. Its methods are safe for concurrent use.
+	// flowsPerFamily bounds the flow table: 32 MiB for IPv4 and 64 MiB for IPv6, used page by page as flows come.
+	flowsPerFamily = 1 << 18
+	// sweepInterval and sweepSlots let the table be looked through for expired flows every 13 seconds, in steps of less than a
+	// millisecond.
+	sweepInterval = 100 * time.Millisecond
+	sweepSlots    = 4 * flowsPerFamily / 128
+)
+
+// A tunnelCodec is what the engine and the underlay need of the encapsulation.
+type tunnelCodec interface {
+	dataplane.Codec
+	encap.Framing
+}
+
+// A forwarder is the packet path of the node: sockets, TAP, flow table and the engine between them. Sockets and flows live as
+// long as it does; TAP and engine are made again when somebody removes the TAP. Its methods are safe for concurrent use.
 type forwarder struct {
-	codec     *encap.VXLAN
-	workers   int
-	underlays []*encap.Underlay
+	config     *daemonConfig
+	underlays  []*encap.Underlay // one for each worker; none without IPv4
+	underlays6 []*encap.Underlay // none without IPv6
+	flows      *conntrack.Table
+	prober     *prober
+	now        func() time.Duration // monotonic, the engine's and the flows' clock
 
 	mu       sync.Mutex // guards the rest
 	tap      *tap.Device
@@ -34,14 +54,18 @@ type forwarder struct {
 	reopened uint64
 }
 
-// openForwarder makes sockets and TAP, in this order: a port that is taken is found before anything was made.
+// openForwarder makes sockets, flow table and TAP, in this order: a port that is taken is found before anything was made.
 func openForwarder(c *daemonConfig) (*forwarder, error) {
-	f := &forwarder{codec: c.codec, workers: c.workers}
-	var err error
-	if f.underlays, err = encap.Open(netip.AddrPortFrom(c.link.Addr, c.port), c.codec, c.workers); err != nil {
-		return nil, err
+	start := time.Now()
+	f := &forwarder{config: c, now: func() time.Duration { return time.Since(start) }}
+	err := f.openUnderlays()
+	if err == nil {
+		f.flows, err = conntrack.New(conntrack.Config{Flows4: flowsPerFamily, Flows6: flowsPerFamily})
 	}
-	if err = (control.Kernel{TAP: tapName}).CheckFree(); err == nil {
+	if err == nil {
+		err = (control.Kernel{TAP: tapName}).CheckFree()
+	}
+	if err == nil {
 		err = f.openTAP()
 	}
 	if err != nil {
@@ -50,17 +74,49 @@ func openForwarder(c *daemonConfig) (*forwarder, error) {
 	return f, nil
 }
 
+// openUnderlays opens the sockets of each family that the node has.
+func (f *forwarder) openUnderlays() (err error) {
+	c := f.config
+	var locals []netip.Addr
+	for _, family := range []struct {
+		local netip.Addr
+		to    *[]*encap.Underlay
+	}{{c.link.Addr, &f.underlays}, {c.link.Addr6, &f.underlays6}} {
+		if !family.local.IsValid() {
+			continue
+		}
+		locals = append(locals, family.local)
+		*family.to, err = encap.Open(encap.Config{
+			Local: netip.AddrPortFrom(family.local, c.port), Framing: c.codec, Workers: c.workers, FixedSource: c.plainUDP(),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	f.prober, err = newProber(c.codec, f.now, locals...)
+	return err
+}
+
 // openTAP makes the TAP and an engine for it, with the tables that were published last.
 func (f *forwarder) openTAP() error {
-	device, err := tap.Open(tapName, f.workers)
+	device, err := tap.Open(tapName, f.config.workers)
 	if err != nil {
 		return err
 	}
-	ports := make([]dataplane.Ports, f.workers)
+	ports := make([]dataplane.Ports, f.config.workers)
 	for i := range ports {
-		ports[i] = dataplane.Ports{TAP: device.Queues[i], Underlay: f.underlays[i]}
+		ports[i].TAP = device.Queues[i]
+		if f.underlays != nil {
+			ports[i].Underlay = f.underlays[i]
+		}
+		if f.underlays6 != nil {
+			ports[i].Underlay6 = f.underlays6[i]
+		}
 	}
-	engine, err := dataplane.New(f.codec, ports)
+	engine, err := dataplane.New(dataplane.Config{
+		Codec: f.config.codec, Ports: ports, Flows: f.flows, Clock: f.now, Probe: f.prober.answered,
+		DecrementTTL: f.config.plainUDP(), CopyDSCP: f.config.copyDSCP,
+	})
 	if err != nil {
 		return errors.Join(err, device.Close())
 	}
@@ -69,6 +125,20 @@ func (f *forwarder) openTAP() error {
 	engine.Publish(f.set)
 	f.tap, f.engine = device, engine
 	return nil
+}
+
+// sweep takes expired flows out of the table until ctx ends.
+func (f *forwarder) sweep(ctx context.Context) error {
+	ticker := time.NewTicker(sweepInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			f.flows.Sweep(f.now(), sweepSlots)
+		}
+	}
 }
 
 // run forwards until ctx ends. reopened is called after the TAP was made again.
@@ -114,6 +184,7 @@ func (f *forwarder) publish(set *tables.Set) {
 	defer f.mu.Unlock()
 	f.set = set
 	f.engine.Publish(set)
+	f.prober.follow(set)
 }
 
 // tables returns the published tables, or nil.
@@ -142,15 +213,33 @@ func (f *forwarder) counters(ctx context.Context) (dataplane.Counters, error) {
 	return dataplane.Sum(append(all, past)), nil
 }
 
+// allUnderlays lists those of both families.
+func (f *forwarder) allUnderlays() []*encap.Underlay {
+	return slices.Concat(f.underlays, f.underlays6)
+}
+
+// tableReport says how full the flow table is and what became of flows.
+func (f *forwarder) tableReport() tableReport {
+	s := f.flows.Stats()
+	return tableReport{
+		Flows4: s.Flows4, Flows6: s.Flows6, Capacity4: flowsPerFamily, Capacity6: flowsPerFamily,
+		Inserted: s.Inserted, Expired: s.Expired, Evicted: s.Evicted, Full: s.Full,
+	}
+}
+
 // close closes TAP and sockets. keep leaves the TAP in the kernel.
 func (f *forwarder) close(keep bool) error {
 	var errs []error
 	if f.tap != nil {
 		errs = append(errs, f.tap.SetPersistent(keep), f.tap.Close())
 	}
-	for _, u := range f.underlays {
+	for _, u := range f.allUnderlays() {
 		errs = append(errs, u.Close())
 	}
+	if f.prober != nil {
+		errs = append(errs, f.prober.close())
+	}
+	// The flow table is left mapped: a listing may still be under way, and the process ends.
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}

@@ -52,6 +52,14 @@ func (n *network) setGossip(v gossip.View) {
 	n.refresh()
 }
 
+// setPathMTU takes the measured MTUs of the paths to peers, by outer address. The map is not changed after.
+func (n *network) setPathMTU(measured map[netip.Addr]int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.base.PathMTU = measured
+	n.refresh()
+}
+
 // reserved lists the subnets that static peers hold: gossip does not claim them.
 func (n *network) reserved() []netip.Prefix {
 	n.mu.Lock()

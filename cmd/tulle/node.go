@@ -41,6 +41,7 @@ type nodeOptions struct {
 	underlay, device        string
 	gossipPort, workers     int
 	insecure, keep          bool
+	copyDSCP                bool
 }
 
 func newNodeCommand() *cobra.Command {
@@ -101,6 +102,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&o.workers, "workers", 1, "threads that forward packets, with a TAP queue each")
+	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
 }
 
@@ -122,7 +124,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, workers: o.workers, keep: o.keep,
+		peersFile: o.peers, runDir: o.runDir, workers: o.workers, keep: o.keep, copyDSCP: o.copyDSCP,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {
@@ -130,21 +132,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 			return nil, err
 		}
 	}
-	if err := c.checkTunnel(); err != nil {
-		return nil, err
-	}
-	return c, c.checkWired()
-}
-
-// checkWired refuses what the control plane can do and the packet path cannot yet.
-func (c *daemonConfig) checkWired() error {
-	switch {
-	case c.conf.Backend.Type != netconf.TypeVXLAN:
-		return fmt.Errorf("Backend.Type %s: the packet path of this version carries vxlan only", c.conf.Backend.Type)
-	case c.conf.EnableIPv6:
-		return errors.New("EnableIPv6 is true: the packet path of this version carries IPv4 only")
-	}
-	return nil
+	return c, c.checkTunnel()
 }
 
 // self finds out who this node is: its name, its underlay, and its subnets if they are given.
@@ -160,8 +148,9 @@ func (o *nodeOptions) self(conf *netconf.Config) (n control.Node, link control.U
 	}
 	n.PublicIP, n.PublicIPv6 = link.Addr, link.Addr6
 	if conf.Backend.Type == netconf.TypeVXLAN {
-		n.VNI, n.VTEP = conf.Backend.VXLAN.VNI, control.VTEPMAC(n.Underlay(), conf.Backend.VXLAN.VNI)
+		n.VNI = conf.Backend.VXLAN.VNI
 	}
+	n.VTEP = control.VTEPMAC(n.Underlay(), n.VNI) // of the TAP, whatever the backend
 	if conf.EnableIPv6 {
 		n.VTEPv6 = n.VTEP
 	}
@@ -324,26 +313,29 @@ func parseSubnet(s string, conf *netconf.Config) (netip.Prefix, error) {
 	return p, nil
 }
 
-// checkTunnel works out the tunnel's port and the largest inner packet and refuses an underlay that is too small for it.
-func (c *daemonConfig) checkTunnel() (err error) {
-	underlay, overhead, backend := c.link.MTU, udpOverhead, c.conf.Backend
-	c.port = backend.UDP.Port
-	if backend.Type == netconf.TypeVXLAN {
-		if c.codec, err = encap.NewVXLAN(backend.VXLAN.VNI); err != nil {
+// checkTunnel works out codec, port and the largest inner packets, and refuses an underlay that is too small for them.
+func (c *daemonConfig) checkTunnel() error {
+	underlay, backend := c.link.MTU, c.conf.Backend
+	c.codec, c.port = encap.PlainUDP{}, backend.UDP.Port
+	if !c.plainUDP() {
+		vxlan, err := encap.NewVXLAN(backend.VXLAN.VNI)
+		if err != nil {
 			return err
 		}
-		c.port, overhead = backend.VXLAN.Port, c.codec.Overhead(c.conf.EnableIPv6)
+		c.codec, c.port = vxlan, backend.VXLAN.Port
 		underlay = cmp.Or(backend.VXLAN.MTU, underlay)
 	}
-	least := 576 // every IPv4 host takes this (RFC 791)
+	overhead := c.codec.Overhead(c.conf.EnableIPv6) // one MTU for all pods: that of the larger header
+	least := minMTU4
 	if c.conf.EnableIPv6 {
-		least = 1280 // every IPv6 link does (RFC 8200); the kernel turns IPv6 off on a smaller one
+		least = minMTU6 // the kernel turns IPv6 off on a smaller link
 	}
 	if c.mtu = underlay - overhead; c.mtu < least {
 		return fmt.Errorf("underlay MTU %d of %s leaves %d bytes for pods after %d of %s (needed: %d)", underlay, c.link.Name, c.mtu, overhead, backend.Type, least)
 	}
+	c.limits = [2]int{underlay - c.codec.Overhead(false), underlay - c.codec.Overhead(true)}
 	return nil
 }
 
-// udpOverhead is what the udp backend adds, in bytes: outer IPv4 and UDP.
-const udpOverhead = 28
+// plainUDP says whether the backend is flannel's udp.
+func (c *daemonConfig) plainUDP() bool { return c.conf.Backend.Type == netconf.TypeUDP }

@@ -160,8 +160,8 @@ func (d *daemon) engineReport(total *dataplane.Counters) engineReport {
 }
 
 func (d *daemon) underlayReport() (underlayReport, error) {
-	r := underlayReport{Kind: "udp", Link: d.config.link.Name, LinkMTU: d.config.link.MTU, Offloads: d.forwarder.underlays[0].Offloads()}
-	for _, u := range d.forwarder.underlays {
+	r := underlayReport{Kind: "udp", Link: d.config.link.Name, LinkMTU: d.config.link.MTU, Offloads: d.forwarder.allUnderlays()[0].Offloads()}
+	for _, u := range d.forwarder.allUnderlays() {
 		bytes, drops, err := u.QueueDepth()
 		if err != nil {
 			return r, err

@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/tulle-net/tulle/dataplane"
+	"github.com/tulle-net/tulle/dataplane/packet"
+	"github.com/tulle-net/tulle/dataplane/pmtu"
+	"github.com/tulle-net/tulle/dataplane/tables"
+	"github.com/tulle-net/tulle/encap"
+)
+
+const (
+	// probeInterval is that of each path while there are few of them; probeBudget bounds how many probes all of them cost,
+	// in time between two: 200 a second are 2.4 Mb/s of full-size packets.
+	probeInterval = 500 * time.Millisecond
+	probeBudget   = 5 * time.Millisecond
+	// proberRest is the least time between two looks at all paths.
+	proberRest = 10 * time.Millisecond
+	// minMTU4 is what every IPv4 host takes (RFC 791), minMTU6 every IPv6 path (RFC 8200).
+	minMTU4, minMTU6 = 576, 1280
+)
+
+// A prober measures how large an inner packet may be to reach each peer in one piece: it sends echo requests over the
+// encapsulation to the peer's own address, the outer header marked DF, and sees which are answered. Data packets never carry
+// DF. Its methods are safe for concurrent use; run is called once.
+type prober struct {
+	codec   dataplane.Codec
+	sockets map[bool]*encap.Probe // by whether the peer's underlay is IPv6
+	now     func() time.Duration
+	id      uint16
+	wake    chan struct{}
+
+	mu    sync.Mutex // guards the rest
+	set   *tables.Set
+	paths map[netip.Addr]*path
+	batch *packet.Batch
+}
+
+// A path leads to one peer in one family.
+type path struct {
+	peer   *tables.Peer
+	search *pmtu.Search
+	mtu    int // as told last
+}
+
+func newProber(codec dataplane.Codec, now func() time.Duration, locals ...netip.Addr) (*prober, error) {
+	p := &prober{codec: codec, sockets: map[bool]*encap.Probe{}, now: now, id: uint16(rand.Uint32()), wake: make(chan struct{}, 1),
+		paths: map[netip.Addr]*path{}, batch: packet.NewBatch(0)}
+	for _, local := range locals {
+		socket, err := encap.OpenProbe(local)
+		if err != nil {
+			return nil, errors.Join(err, p.close())
+		}
+		p.sockets[local.Is6()] = socket
+	}
+	return p, nil
+}
+
+func (p *prober) close() error {
+	var errs []error
+	for _, s := range p.sockets {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// follow makes the peers of set the ones to measure. What is known of those that stay is kept.
+func (p *prober) follow(set *tables.Set) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	paths := map[netip.Addr]*path{}
+	if p.set = set; set != nil {
+		for peer := range set.AllPeers() {
+			addr := peer.Endpoint.Addr()
+			if !peer.Probe.IsValid() || p.sockets[addr.Is6()] == nil {
+				continue
+			}
+			paths[addr] = p.pathTo(peer, set)
+		}
+	}
+	p.paths = paths
+	p.look()
+}
+
+func (p *prober) pathTo(peer *tables.Peer, set *tables.Set) *path {
+	known := p.paths[peer.Endpoint.Addr()]
+	if known != nil && known.peer.Probe == peer.Probe {
+		known.peer = peer
+		return known
+	}
+	floor := minMTU4
+	if peer.Probe.Is6() {
+		floor = minMTU6
+	}
+	c := pmtu.Config{Interval: max(probeInterval, time.Duration(set.Peers())*probeBudget)}
+	ceiling := max(floor, set.Node.Limit(peer.Probe))
+	return &path{peer: peer, search: pmtu.New(c, floor, ceiling, p.now()), mtu: ceiling}
+}
+
+// answered is called by the engine's workers.
+func (p *prober) answered(peer netip.Addr, id, seq uint16, _ int) {
+	if id != p.id {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if path := p.paths[peer]; path != nil {
+		path.search.Answered(seq, p.now())
+		p.look()
+	}
+}
+
+// look makes run look at the paths soon.
+func (p *prober) look() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run sends probes until ctx ends, and tells changed all measured MTUs whenever one is new.
+func (p *prober) run(ctx context.Context, changed func(map[netip.Addr]int)) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		case <-p.wake:
+		}
+		next, news := p.turn()
+		if news != nil {
+			changed(news)
+		}
+		timer.Reset(max(next-p.now(), proberRest))
+		select { // the least rest, whoever wakes us
+		case <-ctx.Done():
+			return nil
+		case <-time.After(proberRest):
+		}
+	}
+}
+
+// turn sends what is due. It returns when to look again, and all measured MTUs if one is new.
+func (p *prober) turn() (next time.Duration, news map[netip.Addr]int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next = p.now() + probeInterval
+	changed := false
+	for _, path := range p.paths {
+		for _, probe := range path.search.Due(p.now()) {
+			if err := p.send(path.peer, probe); errors.Is(err, encap.ErrTooBig) {
+				path.search.Refused(probe.Seq, p.now())
+			}
+		}
+		next = min(next, path.search.Next())
+		if mtu := path.search.MTU(); mtu != path.mtu {
+			slog.Info("path MTU changed", "peer", path.peer.Name, "endpoint", path.peer.Endpoint.Addr(), "from", path.mtu, "to", mtu)
+			path.mtu, changed = mtu, true
+		}
+	}
+	if !changed {
+		return next, nil
+	}
+	news = map[netip.Addr]int{}
+	for addr, path := range p.paths {
+		news[addr] = path.mtu
+	}
+	return next, news
+}
+
+func (p *prober) send(peer *tables.Peer, probe pmtu.Probe) error {
+	p.batch.Reset()
+	node := p.set.Node
+	from := node.Engine
+	if peer.Probe.Is6() {
+		from = node.Engine6
+	}
+	f, ok := packet.EchoRequest(p.batch, from, peer.Probe, p.id, probe.Seq, probe.Size)
+	if !ok {
+		return fmt.Errorf("probe of %d bytes to %s: no room", probe.Size, peer.Name)
+	}
+	f.SetMACs(peer.VTEP, node.VTEP)
+	f.Remote = peer.Endpoint
+	if v := p.codec.Encap(f); v != packet.None {
+		return fmt.Errorf("probe to %s: %s", peer.Name, v)
+	}
+	return p.sockets[peer.Endpoint.Addr().Is6()].Send(f)
+}
+
+// A pathReport is what is measured of the path to a peer.
+type pathReport struct {
+	MTU       int      `json:"mtu"`                       // largest inner packet that arrives in one piece, bytes
+	Answering bool     `json:"answering"`                 // its probes are answered; without that the MTU is the link's
+	RTTMillis *float64 `json:"rttMilliseconds,omitempty"` // smoothed; absent until one was answered
+	Loss      float64  `json:"loss"`                      // of the last probes that fit, 0 to 1
+}
+
+// report returns what is known of the path to a peer's outer address.
+func (p *prober) report(peer netip.Addr) (pathReport, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	path := p.paths[peer]
+	if path == nil {
+		return pathReport{}, false
+	}
+	s := path.search
+	r := pathReport{MTU: s.MTU(), Answering: s.Answering()}
+	if lost, of := s.Loss(); of > 0 {
+		r.Loss = float64(lost) / float64(of)
+	}
+	if _, rtt := s.RTT(); rtt > 0 {
+		ms := float64(rtt) / float64(time.Millisecond)
+		r.RTTMillis = &ms
+	}
+	return r, true
+}
