@@ -37,15 +37,15 @@ func newHashKey() hashKey {
 
 // An area is the slots of one family.
 type area struct {
-	words  []atomic.Uint64
-	slots  uint64
-	stride uint64 // words of a slot: words4 or words6
-	key    *hashKey
-	stats  *counters
-	limit  int64
-	_      [64]byte // count changes with every insert, what is above never
-	count  atomic.Int64
-	_      [64]byte
+	base  unsafe.Pointer // of slot 0
+	slots uint64
+	size  uint64 // of a slot, bytes: slotLen4 or slotLen6
+	key   *hashKey
+	stats *counters
+	limit int64
+	_     [64]byte // count changes with every insert, what is above never
+	count atomic.Int64
+	_     [64]byte
 }
 
 // flows returns how many flows there are. Inserts on their way to finding the area full are not among them.
@@ -71,14 +71,14 @@ func (t *Table) create(c Config) error {
 	for i, v := range append(header, t.key[:]...) {
 		binary.NativeEndian.PutUint64(mem[8*i:], v)
 	}
-	words := unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(&mem[0])), size/8)[headerLen/8:]
-	t.v4.init(t, words[:slots4*words4], slots4, words4, c.Flows4)
-	t.v6.init(t, words[slots4*words4:], slots6, words6, c.Flows6)
+	base := unsafe.Pointer(&mem[0])
+	t.v4.init(t, unsafe.Add(base, headerLen), slots4, slotLen4, c.Flows4)
+	t.v6.init(t, unsafe.Add(base, headerLen+slots4*slotLen4), slots6, slotLen6, c.Flows6)
 	return nil
 }
 
-func (a *area) init(t *Table, words []atomic.Uint64, slots, stride uint64, flows int) {
-	a.words, a.slots, a.stride, a.limit = words, slots, stride, int64(flows)
+func (a *area) init(t *Table, base unsafe.Pointer, slots, size uint64, flows int) {
+	a.base, a.slots, a.size, a.limit = base, slots, size, int64(flows)
 	a.key, a.stats = &t.key, &t.counters
 }
 
@@ -124,12 +124,14 @@ func (a *area) home(hash uint64) uint64 {
 	return hi
 }
 
-// slot returns the words that both families have in common.
-func (a *area) slot(s uint64) *[words4]atomic.Uint64 {
-	return (*[words4]atomic.Uint64)(a.words[s*a.stride:])
-}
+// A slot is the words that both families have in common, a slot6 those of an IPv6 slot.
+type (
+	slot  [words4]atomic.Uint64
+	slot6 [words6]atomic.Uint64
+)
 
-// slot6 returns the words of an IPv6 slot.
-func (a *area) slot6(s uint64) *[words6]atomic.Uint64 {
-	return (*[words6]atomic.Uint64)(a.words[s*words6:])
-}
+// slot returns slot s, which is below a.slots.
+func (a *area) slot(s uint64) *slot { return (*slot)(unsafe.Add(a.base, s*a.size)) }
+
+// wide returns a slot of the IPv6 area whole.
+func (w *slot) wide() *slot6 { return (*slot6)(unsafe.Pointer(w)) }

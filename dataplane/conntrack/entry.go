@@ -3,7 +3,6 @@ package conntrack
 import (
 	"math/bits"
 	"net/netip"
-	"sync/atomic"
 	"time"
 )
 
@@ -81,7 +80,7 @@ type entry struct {
 }
 
 // read copies a slot's entry. It is consistent iff the slot's control word is still ctrl afterwards.
-func read(w *[words4]atomic.Uint64, ctrl uint64) entry {
+func read(w *slot, ctrl uint64) entry {
 	return entry{ctrl, w[wTimes].Load(), w[wGen].Load(), [2]uint64{w[wSent0].Load(), w[wSent1].Load()}}
 }
 
@@ -91,7 +90,7 @@ func (e *entry) lastSeen() uint32   { return uint32(e.times) }
 
 // touch notes that a packet was seen, once per second. Workers' clocks may differ a little: time never goes back.
 func (e *entry) touch(now uint32) {
-	if now > e.lastSeen() {
+	if int32(now-e.lastSeen()) > 0 {
 		e.times = e.times&^0xffffffff | uint64(now)
 	}
 }
@@ -102,15 +101,16 @@ func (e *entry) timeout() uint32 {
 
 // expired says that more than the timeout has passed: never early, at most two seconds late.
 func (e *entry) expired(now uint32) bool {
-	return now > e.lastSeen() && now-e.lastSeen() > e.timeout()
+	idle := int32(now - e.lastSeen())
+	return idle > shortestTimeout && uint32(idle) > e.timeout()
 }
 
-// seconds truncates a time to what slots hold: 136 years.
-func seconds(now time.Duration) uint32 { return uint32(max(now, 0) / time.Second) }
+// seconds truncates a time to what slots hold.
+func seconds(now time.Duration) uint32 { return uint32(uint64(max(now, 0)) / uint64(time.Second)) }
 
 func (a *area) id(s uint64, generation uint32) ID {
 	id := uint64(generation)<<32 | s
-	if a.stride == words6 {
+	if a.size == slotLen6 {
 		id |= 1 << 31
 	}
 	return ID(id)
@@ -129,8 +129,8 @@ func (t *Table) locate(id ID) (a *area, s uint64, generation uint32) {
 func (a *area) storeKey(s uint64, k *key) {
 	w := a.slot(s)
 	w[wAddr].Store(k.addr[0])
-	if a.stride == words6 {
-		w := a.slot6(s)
+	if a.size == slotLen6 {
+		w := w.wide()
 		w[wAddr2].Store(k.addr[1])
 		w[wHigh].Store(k.addr[2])
 		w[wHigh2].Store(k.addr[3])
@@ -142,33 +142,30 @@ func (a *area) loadKey(s, ctrl uint64) key {
 	w := a.slot(s)
 	k := key{ports: uint32(w[wPorts].Load() >> 32), proto: protoOf(ctrl)}
 	k.addr[0] = w[wAddr].Load()
-	if a.stride == words4 {
+	if a.size == slotLen4 {
 		k.hash = a.key.hash4(&k)
 		return k
 	}
-	w6 := a.slot6(s)
+	w6 := w.wide()
 	k.addr[1], k.addr[2], k.addr[3] = w6[wAddr2].Load(), w6[wHigh].Load(), w6[wHigh2].Load()
 	k.hash = a.key.hash6(&k)
 	return k
 }
 
-// matches says whether a slot holds the entry of k.
-func (a *area) matches(s, ctrl uint64, k *key) bool {
-	w := a.slot(s)
-	if w[wAddr].Load() != k.addr[0] || uint32(w[wPorts].Load()>>32) != k.ports || protoOf(ctrl) != k.proto || stateOf(ctrl) == free {
-		return false
-	}
-	if a.stride == words4 {
-		return true
-	}
-	w6 := a.slot6(s)
-	return w6[wAddr2].Load() == k.addr[1] && w6[wHigh].Load() == k.addr[2] && w6[wHigh2].Load() == k.addr[3]
+// holds says whether a slot whose control word is ctrl holds the entry of k.
+func (w *slot) holds(ctrl uint64, k *key, size uint64) bool {
+	return w[wAddr].Load() == k.addr[0] && uint32(w[wPorts].Load()>>32) == k.ports && protoOf(ctrl) == k.proto &&
+		stateOf(ctrl) != free && (size == slotLen4 || w.wide().holdsRest(k))
+}
+
+func (w *slot6) holdsRest(k *key) bool {
+	return w[wAddr2].Load() == k.addr[1] && w[wHigh].Load() == k.addr[2] && w[wHigh2].Load() == k.addr[3]
 }
 
 // tuple returns the key as a tuple from its smaller endpoint, or from the greater one.
 func (a *area) tuple(k *key, greater bool) Tuple {
 	t := Tuple{Proto: k.proto, SrcPort: uint16(k.ports >> 16), DstPort: uint16(k.ports)}
-	if a.stride == words4 {
+	if a.size == slotLen4 {
 		t.Src, t.Dst = fromUint32(uint32(k.addr[0]>>32)), fromUint32(uint32(k.addr[0]))
 	} else {
 		t.Src, t.Dst = fromHalves(k.addr[2], k.addr[0]), fromHalves(k.addr[3], k.addr[1])
@@ -183,11 +180,11 @@ func (a *area) tuple(k *key, greater bool) Tuple {
 func (a *area) storePorts(s uint64, k *key, nat *NAT) {
 	w := a.slot(s)
 	w[wPorts].Store(uint64(k.ports)<<32 | uint64(nat.Src.Port())<<16 | uint64(nat.Dst.Port()))
-	if a.stride == words4 {
+	if a.size == slotLen4 {
 		w[wAddr2].Store(natAddr4(nat.Src)<<32 | natAddr4(nat.Dst))
 		return
 	}
-	w6 := a.slot6(s)
+	w6 := w.wide()
 	for i, ap := range [2]netip.AddrPort{nat.Src, nat.Dst} {
 		var hi, lo uint64
 		if ap.IsValid() {
@@ -206,16 +203,18 @@ func natAddr4(ap netip.AddrPort) uint64 {
 }
 
 // loadNAT fills nat, which is zero, with a slot's translation.
-func (a *area) loadNAT(s uint64, nat *NAT) {
-	w := a.slot(s)
-	ports := w[wPorts].Load()
-	if a.stride == words4 {
-		if v := w[wAddr2].Load(); v != 0 {
-			setNAT4(nat, v, ports)
-		}
+func (w *slot) loadNAT(size uint64, nat *NAT) {
+	if size != slotLen4 {
+		w.wide().loadNAT(nat)
 		return
 	}
-	w6 := a.slot6(s)
+	if addrs := w[wAddr2].Load(); addrs != 0 {
+		setNAT4(nat, addrs, w[wPorts].Load())
+	}
+}
+
+func (w6 *slot6) loadNAT(nat *NAT) {
+	ports := w6[wPorts].Load()
 	if hi, lo := w6[wNATSrc].Load(), w6[wNATSrc2].Load(); hi|lo != 0 {
 		nat.Src = netip.AddrPortFrom(fromHalves(hi, lo), uint16(ports>>16))
 	}

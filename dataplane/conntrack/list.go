@@ -33,7 +33,7 @@ func (a *area) flow(s uint64, now uint32) (flow Flow, ctrl uint64, live bool) {
 			State: stateOf(e.ctrl), Replied: e.ctrl&replied != 0,
 			Created: fromSeconds(e.created()), LastSeen: fromSeconds(e.lastSeen()), Expires: fromSeconds(e.lastSeen() + e.timeout()),
 		}
-		a.loadNAT(s, &flow.NAT)
+		w.loadNAT(a.size, &flow.NAT)
 		if w[wCtrl].Load() == e.ctrl {
 			return flow, e.ctrl, true
 		}

@@ -138,7 +138,7 @@ func (a *area) homeBit(home, h, s uint64) (bit uint64, listed bool) {
 // of the next connection.
 func (a *area) replace(s uint64, k *key, p *Packet, now uint32) {
 	e, ok := a.peek(s)
-	if !ok || !a.matches(s, e.ctrl, k) || a.slot(s)[wCtrl].Load() != e.ctrl {
+	if !ok || !a.slot(s).holds(e.ctrl, k, a.size) || a.slot(s)[wCtrl].Load() != e.ctrl {
 		return // changed meanwhile: the next attempt sees to it
 	}
 	why := timedOut

@@ -65,6 +65,8 @@ var timeouts = [states]uint32{
 }
 
 const (
+	shortestTimeout = 10 // Close
+
 	timeoutPickup  = 300 // TCP picked up in the middle, until the other end is heard (Linux: unacknowledged)
 	timeoutICMP    = 60
 	timeoutGeneric = 600 // protocols without ports that we read

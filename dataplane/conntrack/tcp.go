@@ -139,7 +139,7 @@ func (c *conn) start(from int, s *Segment) {
 	p.maxEnd = p.end + other.maxWin
 	p.maxWin = max(uint32(s.Window), 1)
 	p.scale = windowScale(s.Options)
-	if from == 1 && (p.scale == noScale || other.scale == noScale) {
+	if other.maxWin != 0 && (p.scale == noScale || other.scale == noScale) {
 		p.scale, other.scale = noScale, noScale
 	}
 }
@@ -160,7 +160,7 @@ func (p *peer) window(s *Segment) uint32 {
 	return uint32(s.Window) << p.scale
 }
 
-// track advances the connection by a segment of peer from. It changes c only when it returns accepted.
+// track advances the connection by a segment of peer from. What c is afterwards counts iff it returns accepted.
 func (c *conn) track(from int, s *Segment) outcome {
 	kind, ok := s.kind()
 	if !ok {
@@ -187,16 +187,14 @@ func (c *conn) track(from int, s *Segment) outcome {
 
 // advance checks a segment of a connection under way against the windows, and moves both.
 func (c *conn) advance(from int, kind segmentKind, to State, s *Segment) outcome {
-	updated := *c
-	if updated.peers[from].maxWin == 0 {
-		updated.meet(from, kind, s)
+	if c.peers[from].maxWin == 0 {
+		c.meet(from, kind, s)
 	}
-	if !c.liberal && !updated.inWindow(from, s) {
+	if !c.liberal && !c.inWindow(from, s) {
 		return refused
 	}
-	updated.move(from, s)
-	updated.state = to
-	*c = updated
+	c.move(from, s)
+	c.state = to
 	return accepted
 }
 
