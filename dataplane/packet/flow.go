@@ -67,8 +67,7 @@ func l4Ports(proto uint8, v6 bool, l4 []byte) (src, dst uint16) {
 // flowHash is the same for both directions of a flow, so that both meet on one worker
 // and one receive queue. Fragments have no ports to hash, and the first one must not
 // part from the rest, which need not know their protocol (IPv6 destination options).
-func (f *Frame) flowHash() uint32 {
-	src, dst := f.hashAddresses()
+func (f *Frame) flowHash(src, dst uint64) uint32 {
 	if f.Fragment {
 		return uint32(mix(mix(src) + mix(dst) + protoFragment))
 	}
@@ -82,16 +81,6 @@ func (f *Frame) flowHash() uint32 {
 	src = bits.RotateLeft64(src, 16) + uint64(sport)
 	dst = bits.RotateLeft64(dst, 16) + uint64(dport)
 	return uint32(mix(mix(src) + mix(dst) + uint64(f.Proto)))
-}
-
-func (f *Frame) hashAddresses() (src, dst uint64) {
-	ip := f.buf[f.L3:f.L4]
-	if f.isIPv6() {
-		src = mix(binary.BigEndian.Uint64(ip[8:])) + binary.BigEndian.Uint64(ip[16:])
-		dst = mix(binary.BigEndian.Uint64(ip[24:])) + binary.BigEndian.Uint64(ip[32:])
-		return src, dst
-	}
-	return uint64(binary.BigEndian.Uint32(ip[12:])), uint64(binary.BigEndian.Uint32(ip[16:]))
 }
 
 // mix spreads every input bit over the output: the high and the low half of a

@@ -57,7 +57,12 @@ func (f *Frame) parseIPv6() Verdict {
 	f.Proto = c.proto
 	f.Src = netip.AddrFrom16([16]byte(ip[8:24]))
 	f.Dst = netip.AddrFrom16([16]byte(ip[24:40]))
-	return f.parseL4()
+	return f.parseL4(hashIPv6(ip[8:24]), hashIPv6(ip[24:40]))
+}
+
+// hashIPv6 makes 64 bits of an address that differ where it does, in either half.
+func hashIPv6(a []byte) uint64 {
+	return mix(binary.BigEndian.Uint64(a)) + binary.BigEndian.Uint64(a[8:])
 }
 
 // isExtension reports whether the chain goes on behind a header with the number. Everything else ends it like an

@@ -33,7 +33,16 @@ func (f *Frame) Parse() Verdict {
 	f.L2, f.L3, f.L4, f.Payload = f.start, 0, 0, 0
 	f.EtherType, f.Proto, f.Fragment, f.Hash, f.Segments = 0, 0, false, 0, 1
 	f.FragmentID, f.FragmentOffset, f.MoreFragments, f.fragmentAt = 0, 0, false, 0
-	v := f.parseLink()
+	v := None
+	switch {
+	case f.Detached:
+		v = f.parseDetached()
+	case f.Len() < EthernetLen:
+		v = DropFrameTruncated
+	default:
+		f.L3 = f.L2 + EthernetLen
+		f.EtherType = binary.BigEndian.Uint16(f.buf[f.L2+12:])
+	}
 	if v == None {
 		v = f.parseNetwork()
 	}
@@ -53,18 +62,6 @@ func (f *Frame) parseNetwork() Verdict {
 		return None
 	}
 	return DropEtherType
-}
-
-func (f *Frame) parseLink() Verdict {
-	if f.Detached {
-		return f.parseDetached()
-	}
-	if f.Len() < EthernetLen {
-		return DropFrameTruncated
-	}
-	f.L3 = f.L2 + EthernetLen
-	f.EtherType = binary.BigEndian.Uint16(f.buf[f.L2+12:])
-	return None
 }
 
 // parseDetached takes the EtherType from the IP version.
@@ -113,13 +110,13 @@ func (f *Frame) parseIPv4() Verdict {
 	f.Proto = ip[9]
 	f.Src = netip.AddrFrom4([4]byte(ip[12:16]))
 	f.Dst = netip.AddrFrom4([4]byte(ip[16:20]))
-	return f.parseL4()
+	return f.parseL4(uint64(binary.BigEndian.Uint32(ip[12:])), uint64(binary.BigEndian.Uint32(ip[16:])))
 }
 
-// parseL4 sets what depends on the L4 header, behind either IP header.
-func (f *Frame) parseL4() Verdict {
+// parseL4 sets what depends on the L4 header, behind either IP header; src and dst are the addresses for flowHash.
+func (f *Frame) parseL4(src, dst uint64) Verdict {
 	f.Payload = f.L4 + f.l4HeaderLen()
-	f.Hash = f.flowHash()
+	f.Hash = f.flowHash(src, dst)
 	if f.Fragment {
 		if v := f.checkFragment(); v != None {
 			return v
