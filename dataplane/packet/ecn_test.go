@@ -22,40 +22,49 @@ var (
 )
 
 func TestDecapECN(t *testing.T) {
-	b := packet.NewBatch(0)
 	for inner, row := range rfc6040 {
 		for column, want := range row {
-			outer := rfc6040Columns[column]
 			for dscp := 0; dscp < 256; dscp += 4 {
-				innerTOS := uint8(dscp) | codepoints[inner]
-				f := parsed(t, b, tosFrame(t, innerTOS))
-				v := f.DecapECN(^uint8(dscp)&^3 | codepoints[outer])
-				if want == "drop" {
-					if v != packet.DropECN {
-						t.Fatalf("inner %s, outer %s: %v, want %v", inner, outer, v, packet.DropECN)
-					}
-					continue
-				}
-				wantFrame := tosFrame(t, uint8(dscp)|codepoints[want])
-				if v != packet.None || !bytes.Equal(f.Bytes(), wantFrame) {
-					t.Fatalf("inner %s, outer %s, DSCP %#x: %v, frame %x, want %x", inner, outer, dscp, v, f.Bytes(), wantFrame)
-				}
+				checkDecapECN(t, plainUDP([]byte("x")), uint8(dscp), inner, rfc6040Columns[column], want)
+				checkDecapECN(t, plainUDP([]byte("x")).overIPv6(), uint8(dscp), inner, rfc6040Columns[column], want)
 			}
 		}
 	}
 }
 
-func tosFrame(t *testing.T, tos uint8) []byte {
-	s := plainUDP([]byte("x"))
+// checkDecapECN decapsulates the packet with an inner and an outer codepoint, the outer with another DSCP.
+func checkDecapECN(t *testing.T, s stack, dscp uint8, inner, outer, want string) {
+	t.Helper()
+	f := parsed(t, packet.NewBatch(0), s.withTOS(dscp|codepoints[inner]).bytes(t))
+	v := f.DecapECN(^dscp&^3 | codepoints[outer])
+	if want == "drop" {
+		if v != packet.DropECN {
+			t.Fatalf("inner %s, outer %s: %v, want %v", inner, outer, v, packet.DropECN)
+		}
+		return
+	}
+	wantFrame := s.withTOS(dscp | codepoints[want]).bytes(t)
+	if v != packet.None || !bytes.Equal(f.Bytes(), wantFrame) {
+		t.Fatalf("inner %s, outer %s, DSCP %#x: %v, frame %x, want %x", inner, outer, dscp, v, f.Bytes(), wantFrame)
+	}
+}
+
+// withTOS sets the TOS or traffic class byte; the flow label of IPv6 next to it is all ones.
+func (s stack) withTOS(tos uint8) stack {
 	s.ip.TOS = tos
-	return s.bytes(t)
+	if s.ip6 != nil {
+		ip6 := *s.ip6
+		ip6.TrafficClass, ip6.FlowLabel = tos, 0xfffff
+		s.ip6 = &ip6
+	}
+	return s
 }
 
 // The incremental header checksum (RFC 1624) equals the one made anew, whatever the rest
 // of the header is: an identification of all values walks through all checksums.
 func TestDecapECNChecksum(t *testing.T) {
 	b := packet.NewBatch(0)
-	data := tosFrame(t, 2)
+	data := plainUDP([]byte("x")).withTOS(2).bytes(t)
 	ip := data[packet.EthernetLen:]
 	for id := range 1 << 16 {
 		ip[4], ip[5] = byte(id>>8), byte(id)
@@ -71,11 +80,15 @@ func TestDecapECNChecksum(t *testing.T) {
 	}
 }
 
-func TestEncapECN(t *testing.T) {
+func TestEncapTOS(t *testing.T) {
 	b := packet.NewBatch(0)
 	for tos := range 256 {
-		if got := parsed(t, b, tosFrame(t, uint8(tos))).EncapECN(); got != uint8(tos)&3 {
-			t.Errorf("inner TOS %#x: outer %#x", tos, got)
+		for _, s := range []stack{plainUDP([]byte("x")), plainUDP([]byte("x")).overIPv6()} {
+			f := parsed(t, b, s.withTOS(uint8(tos)).bytes(t))
+			ecn, none, all := f.EncapECN(), f.EncapTOS(false), f.EncapTOS(true)
+			if ecn != uint8(tos)&3 || none != ecn || all != uint8(tos) {
+				t.Errorf("inner TOS %#x: outer %#x, without DSCP %#x, with DSCP %#x", tos, ecn, none, all)
+			}
 		}
 	}
 }

@@ -110,6 +110,15 @@ func plainUDP(payload []byte) stack {
 	return s
 }
 
+// overIPv6 is the stack between fd00::1 and fd00::2, with a chain of extension headers.
+func (s stack) overIPv6(ext ...extension) stack {
+	src, dst := make([]byte, 16), make([]byte, 16)
+	src[0], src[15], dst[0], dst[15] = 0xfd, 1, 0xfd, 2
+	s.ip6 = &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: src, DstIP: dst}
+	s.ext = ext
+	return s
+}
+
 // parseResult is everything that Parse writes.
 type parseResult struct {
 	Verdict             packet.Verdict
@@ -120,11 +129,14 @@ type parseResult struct {
 	Src, Dst            netip.Addr
 	Hash                uint32
 	Segments, Len       int
+	FragmentID          uint32
+	FragmentOffset      int
+	MoreFragments       bool
 }
 
 func parse(f *packet.Frame) parseResult {
 	v := f.Parse()
-	return parseResult{v, f.L2, f.L3, f.L4, f.Payload, f.EtherType, f.Proto, f.Fragment, f.Src, f.Dst, f.Hash, f.Segments, f.Len()}
+	return parseResult{v, f.L2, f.L3, f.L4, f.Payload, f.EtherType, f.Proto, f.Fragment, f.Src, f.Dst, f.Hash, f.Segments, f.Len(), f.FragmentID, f.FragmentOffset, f.MoreFragments}
 }
 
 // A frame whose slot held another packet before must read like one in a fresh slot.
