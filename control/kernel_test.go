@@ -207,10 +207,10 @@ func TestBridgeBeforeTAP(t *testing.T) {
 		"fd00:244:0:1::": {unix.RTN_LOCAL, 0}, "fd00:244:0:1:ffff:ffff:ffff:fffe": {unix.RTN_UNICAST, link.Attrs().Index},
 		"fd00:244:0:2::5": {unix.RTN_UNICAST, link.Attrs().Index},
 	} {
-		got, err := netlink.RouteGet(net.ParseIP(addr))
-		if err != nil || got[0].Type != want[0] || want[1] != 0 && got[0].LinkIndex != want[1] {
-			t.Errorf("%s: %v %v, want type %d and link %d", addr, got, err, want[0], want[1])
-		}
+		await(t, fmt.Sprintf("%s to be of type %d and behind link %d", addr, want[0], want[1]), func() bool { // addresses take effect a little later
+			got, err := netlink.RouteGet(net.ParseIP(addr))
+			return err == nil && got[0].Type == want[0] && (want[1] == 0 || got[0].LinkIndex == want[1])
+		})
 	}
 }
 

@@ -12,21 +12,27 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/control/netconf"
+	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
 // pollInterval is how often WatchPeers looks at the file.
 const pollInterval = 250 * time.Millisecond
 
-// peerEntry is one element of a peers file: flannel's lease fields plus the name and the subnet.
+// peerEntry is one element of a peers file: flannel's lease fields plus the name and the subnets.
 type peerEntry struct {
-	Name        string       `json:"name"`
-	PublicIP    netip.Addr   `json:"publicIP"`
-	Subnet      netip.Prefix `json:"subnet"`
-	BackendType string       `json:"backendType"`
-	BackendData struct {
-		VNI     uint32
-		VtepMAC string
-	} `json:"backendData"`
+	Name          string       `json:"name"`
+	PublicIP      netip.Addr   `json:"publicIP"`
+	Subnet        netip.Prefix `json:"subnet"`
+	BackendType   string       `json:"backendType"`
+	BackendData   backendData  `json:"backendData"`
+	PublicIPv6    netip.Addr   `json:"publicIPv6"`
+	IPv6Subnet    netip.Prefix `json:"ipv6Subnet"`
+	BackendV6Data backendData  `json:"backendV6Data"`
+}
+
+type backendData struct {
+	VNI     uint32
+	VtepMAC string
 }
 
 // ParsePeers reads a peers file. Errors name the entry, the field, the value and what is allowed.
@@ -66,31 +72,80 @@ func describeJSON(data []byte, err error) error {
 	return fmt.Errorf("line %d: %w (expected a JSON list of peers)", line, err)
 }
 
+// node checks the entry. One without anything of IPv6 is an IPv4 one.
 func (e peerEntry) node() (Node, error) {
-	n := Node{Name: e.Name, PublicIP: e.PublicIP, Subnet: e.Subnet, BackendType: e.BackendType, VNI: e.BackendData.VNI}
-	switch {
-	case !n.PublicIP.Is4():
-		return n, fmt.Errorf("publicIP %q: an IPv4 address is needed", text(n.PublicIP))
-	case !n.Subnet.Addr().Is4() || n.Subnet.Bits() > 30:
-		return n, fmt.Errorf("subnet %q: an IPv4 prefix of /30 or shorter is needed", text(n.Subnet))
-	case n.Subnet != n.Subnet.Masked():
-		return n, fmt.Errorf("subnet %s has host bits: write %s", n.Subnet, n.Subnet.Masked())
+	n := Node{Name: e.Name, BackendType: e.BackendType}
+	v6 := e.PublicIPv6.IsValid() || e.IPv6Subnet.IsValid()
+	v4 := !v6 || e.PublicIP.IsValid() || e.Subnet.IsValid()
+	if v6 {
+		if err := e.setIPv6(&n); err != nil {
+			return n, err
+		}
+	}
+	if v4 {
+		if err := e.setIPv4(&n); err != nil {
+			return n, err
+		}
+	}
+	if v4 && v6 && n.BackendType == netconf.TypeVXLAN && e.BackendData.VNI != e.BackendV6Data.VNI {
+		return n, fmt.Errorf("backendV6Data.VNI %d: backendData has %d: a node has one VNI", e.BackendV6Data.VNI, e.BackendData.VNI)
 	}
 	if n.Name == "" {
-		n.Name = n.PublicIP.String()
+		n.Name = n.Underlay().String()
 	}
-	if n.BackendType != netconf.TypeVXLAN {
-		return n, nil
+	return n, nil
+}
+
+func (e peerEntry) setIPv4(n *Node) (err error) {
+	switch {
+	case !e.PublicIP.Is4():
+		return fmt.Errorf("publicIP %q: an IPv4 address is needed", text(e.PublicIP))
+	case !e.Subnet.Addr().Is4() || e.Subnet.Bits() > 30:
+		return fmt.Errorf("subnet %q: an IPv4 prefix of /30 or shorter is needed", text(e.Subnet))
+	case e.Subnet != e.Subnet.Masked():
+		return fmt.Errorf("subnet %s has host bits: write %s", e.Subnet, e.Subnet.Masked())
 	}
-	mac, err := parseMAC(e.BackendData.VtepMAC)
+	n.PublicIP, n.Subnet = e.PublicIP, e.Subnet
+	if n.BackendType == netconf.TypeVXLAN {
+		n.VNI = e.BackendData.VNI
+		n.VTEP, err = e.BackendData.mac("backendData")
+	}
+	return err
+}
+
+func (e peerEntry) setIPv6(n *Node) (err error) {
+	p := e.IPv6Subnet
+	switch {
+	case backend(*n) == netconf.TypeUDP:
+		return fmt.Errorf("ipv6Subnet %q, publicIPv6 %q: flannel's udp backend carries IPv4 only: leave both out", text(p), text(e.PublicIPv6))
+	case !isIPv6(e.PublicIPv6) || !e.PublicIPv6.IsGlobalUnicast():
+		return fmt.Errorf("publicIPv6 %q: a global IPv6 address is needed", text(e.PublicIPv6))
+	case !isIPv6(p.Addr()) || p.Bits() > 126:
+		return fmt.Errorf("ipv6Subnet %q: an IPv6 prefix of /126 or shorter is needed", text(p))
+	case p != p.Masked():
+		return fmt.Errorf("ipv6Subnet %s has host bits: write %s", p, p.Masked())
+	}
+	n.PublicIPv6, n.IPv6Subnet = e.PublicIPv6, p
+	if n.BackendType == netconf.TypeVXLAN {
+		n.VNI = e.BackendV6Data.VNI
+		n.VTEPv6, err = e.BackendV6Data.mac("backendV6Data")
+	}
+	return err
+}
+
+// isIPv6 says whether a is an IPv6 address that means the same on every link.
+func isIPv6(a netip.Addr) bool { return a.Is6() && !a.Is4In6() && a.Zone() == "" }
+
+// mac returns the MAC; key is the object's, for errors.
+func (d backendData) mac(key string) (tables.MAC, error) {
+	mac, err := parseMAC(d.VtepMAC)
 	if err != nil {
-		return n, fmt.Errorf("backendData.VtepMAC: %w", err)
+		return mac, fmt.Errorf("%s.VtepMAC: %w", key, err)
 	}
 	if mac[0]&1 != 0 {
-		return n, fmt.Errorf("backendData.VtepMAC: %s is a multicast address", e.BackendData.VtepMAC)
+		return mac, fmt.Errorf("%s.VtepMAC: %s is a multicast address", key, d.VtepMAC)
 	}
-	n.VTEP = mac
-	return n, nil
+	return mac, nil
 }
 
 // text returns v as a user wrote it, "" when it is missing.
