@@ -14,8 +14,8 @@ const (
 )
 
 const (
-	// maxProbes bounds a round: a doubt's copies and the whole ladder.
-	maxProbes = doubtCopies + len(ladder) + 1
+	// maxProbes bounds a round: a doubt's copies, the whole ladder, and the lowest size twice.
+	maxProbes = doubtCopies + len(ladder) + 2
 
 	// doubtCopies probes must be lost, and the beat before them, for the MTU to shrink: at a
 	// random loss of 10 % that happens to one beat in a million.
@@ -52,17 +52,18 @@ type round struct {
 	size     int // an answer of this size or more settles the round
 	base     int // the MTU when the round began
 	tries    [maxProbes]try
-	n        int  // tries in the round
-	burst    int  // the first burst is tries[:burst]
-	sent     int  // tries[:sent] are sent
-	cleared  bool // an answer from before the round settled it
-	begun    time.Duration
-	deadline time.Duration
+	n        int           // tries in the round
+	burst    int           // the first burst is tries[:burst]
+	sent     int           // tries[:sent] are sent
+	cleared  bool          // an answer from before the round settled it
+	wait     time.Duration // for an answer
+	begun    time.Duration // when the first burst is due, or was sent
+	deadline time.Duration // for the answer to the last try; valid iff all are sent
 }
 
 // begin starts a round with wait as the time that an answer may take.
 func (r *round) begin(k kind, size, mtu int, now, wait time.Duration) {
-	*r = round{kind: k, size: size, base: mtu, begun: now, deadline: now + stagger + wait}
+	*r = round{kind: k, size: size, base: mtu, begun: now, wait: wait}
 }
 
 func (r *round) add(size int) {
@@ -88,9 +89,13 @@ func (r *round) sendable(now time.Duration) bool {
 	return r.kind != none && r.sent < r.n && now >= r.next()
 }
 
-// send returns the next try to be sent.
-func (r *round) send() *try {
+// send returns the next try to be sent. Times count from here: the caller may be late.
+func (r *round) send(now time.Duration) *try {
+	if r.sent == 0 {
+		r.begun = now
+	}
 	r.sent++
+	r.deadline = now + r.wait
 	return &r.tries[r.sent-1]
 }
 

@@ -37,7 +37,7 @@ func (s *Search) finish(now time.Duration) {
 // startBeat probes the size of the MTU; on a path that answered nothing, the lowest too.
 func (s *Search) startBeat(now time.Duration) {
 	s.nextBeat = now + s.cfg.Interval
-	s.round.begin(beat, s.mtu, s.mtu, now, s.path.wait(s.cfg.Timeout)-stagger)
+	s.round.begin(beat, s.mtu, s.mtu, now, s.path.wait(s.cfg.Timeout))
 	s.round.add(s.mtu)
 	if !s.path.answering && s.lowest() < s.mtu {
 		s.round.add(s.lowest())
@@ -75,8 +75,11 @@ func (s *Search) startDoubt(now time.Duration) {
 		r.add(s.lowest())
 	}
 	r.split()
-	for r.n < r.burst+doubtCopies-2 {
+	for range doubtCopies - 2 {
 		r.add(s.mtu)
+	}
+	if s.lowest() < s.mtu {
+		r.add(s.lowest())
 	}
 }
 

@@ -129,7 +129,7 @@ func (s *Search) Due(now time.Duration) []Probe {
 	}
 	s.probes = s.probes[:0]
 	for s.round.sendable(now) {
-		t := s.round.send()
+		t := s.round.send(now)
 		t.seq = s.flights.add(t.size, now)
 		s.probes = append(s.probes, Probe{Seq: t.seq, Size: t.size})
 	}
