@@ -15,7 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var loopback = netip.MustParseAddr("127.0.0.1")
+var (
+	loopback  = netip.MustParseAddr("127.0.0.1")
+	loopback6 = netip.MustParseAddr("::1")
+)
 
 func deadline(t *testing.T, d time.Duration) context.Context {
 	t.Helper()
@@ -25,14 +28,20 @@ func deadline(t *testing.T, d time.Duration) context.Context {
 }
 
 func TestPing(t *testing.T) {
+	for _, dst := range []netip.Addr{loopback, loopback6} {
+		t.Run(dst.String(), func(t *testing.T) { testPing(t, dst) })
+	}
+}
+
+func testPing(t *testing.T, dst netip.Addr) {
 	for _, opts := range []Ping{
 		{},
 		{Count: 20, Interval: time.Millisecond, Size: 56},
-		{Count: 3, Size: 9000, DF: true},
+		{Count: 3, Size: 9000, DF: true, TTL: 1},
 		{Count: 100, Size: 3000},
 	} {
 		t.Run(fmt.Sprintf("%+v", opts), func(t *testing.T) {
-			p, err := NewPinger(loopback, opts)
+			p, err := NewPinger(dst, opts)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -43,7 +52,7 @@ func TestPing(t *testing.T) {
 					t.Fatal(err)
 				}
 				count := max(opts.Count, 1)
-				if r.Sent != count || r.Received != count || r.Lost() != 0 || r.Duplicates+r.Corrupt+r.Late != 0 || r.Err != nil {
+				if r.Sent != count || r.Received != count || r.Lost() != 0 || r.Duplicates+r.Corrupt+r.Late != 0 || r.Err != nil || r.TTL != 64 {
 					t.Errorf("got %+v, want %d sent and received", r, count)
 				}
 				if len(r.RTT) != count || r.Min() <= 0 || r.Min() > r.Median() || r.Median() > r.Max() || r.Avg() > r.Max() {
@@ -56,29 +65,30 @@ func TestPing(t *testing.T) {
 
 // The judge itself: replies fed by hand, as a network that duplicates, corrupts and delays would.
 func TestPingJudges(t *testing.T) {
-	p := &Pinger{opts: Ping{Count: 4, Timeout: time.Second, Size: 8}, id: 7, base: []byte("pinger's")}
+	p := &Pinger{icmp: icmpv4, opts: Ping{Count: 4, Timeout: time.Second, Size: 8}, id: 7, base: []byte("pinger's")}
 	now := time.Now()
 	p.sent, p.seen = []time.Time{now, now, now, {}}, make([]bool, 4)
 	ms := time.Millisecond
 	reply := func(seq uint16, after time.Duration, spoil func([]byte)) {
-		m := p.message(icmpEchoReply, seq)
+		m := p.message(icmpv4.echoReply, seq)
 		spoil(m)
-		p.reply(m, now.Add(after))
+		p.reply(m, 61, now.Add(after))
 	}
 	right := func([]byte) {}
 	reply(0, ms, right)
-	reply(0, 2*ms, right)                             // duplicate
-	reply(1, ms, func(m []byte) { m[len(m)-1] ^= 1 }) // corrupt payload
-	reply(1, ms, func(m []byte) { m[2] ^= 1 })        // corrupt checksum
-	reply(2, 2*time.Second, right)                    // late
-	reply(3, ms, right)                               // not asked for
-	reply(1, ms, func(m []byte) { m[4] ^= 1 })        // another pinger's
-	reply(1, ms, func(m []byte) { m[0] = icmpEcho })  // a request
-	reply(9, ms, right)                               // no such number
-	p.reply([]byte{0, 0, 0}, now)                     // too short
-	want := PingResult{Received: 1, Duplicates: 1, Corrupt: 2, Late: 1}
+	reply(0, 2*ms, right)                               // duplicate
+	reply(1, ms, func(m []byte) { m[len(m)-1] ^= 1 })   // corrupt payload
+	reply(1, ms, func(m []byte) { m[2] ^= 1 })          // corrupt checksum
+	reply(2, 2*time.Second, right)                      // late
+	reply(3, ms, right)                                 // not asked for
+	reply(1, ms, func(m []byte) { m[4] ^= 1 })          // another pinger's
+	reply(1, ms, func(m []byte) { m[0] = icmpv4.echo }) // a request
+	reply(9, ms, right)                                 // no such number
+	p.reply([]byte{0, 0, 0}, 60, now)                   // too short
+	want := PingResult{Received: 1, Duplicates: 1, Corrupt: 2, Late: 1, TTL: 61}
 	got := p.res
-	if got.Received != want.Received || got.Duplicates != want.Duplicates || got.Corrupt != want.Corrupt || got.Late != want.Late {
+	if got.Received != want.Received || got.Duplicates != want.Duplicates || got.Corrupt != want.Corrupt || got.Late != want.Late ||
+		got.TTL != want.TTL {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

@@ -2,11 +2,10 @@
 //
 // It owns no namespace, no node and no route. Sockets belong to the namespace in which the caller makes them; data moves
 // from anywhere. Every payload is verified: a packet that arrives changed is reported as such, never counted as received.
-// Follows RFC 792 and raw(7).
+// Follows RFC 792, RFC 4443 and raw(7).
 package bench
 
 import (
-	"bytes"
 	"context"
 	crand "crypto/rand"
 	"encoding/binary"
@@ -23,15 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	icmpEcho      = 8
-	icmpEchoReply = 0
-	icmpHeader    = 8
-	// icmpFilter is ICMP_FILTER of linux/icmp.h, at level SOL_RAW.
-	icmpFilter = 1
-	// receiveBuffer keeps a burst of replies from being lost at the socket and laid to the network.
-	receiveBuffer = 16 << 20
-)
+// receiveBuffer keeps a burst of replies from being lost at the socket and laid to the network.
+const receiveBuffer = 16 << 20
 
 // Ping says what a Pinger sends. Zero values: Count 1, Timeout 1 s, Interval none, Size 0.
 type Ping struct {
@@ -39,7 +31,8 @@ type Ping struct {
 	Interval time.Duration // from request to request
 	Timeout  time.Duration // for each reply
 	Size     int           // of the ICMP payload, bytes
-	DF       bool          // set DF and never fragment; else DF is clear
+	DF       bool          // never fragment, with IPv4 set DF; else fragment at the link's MTU, with DF clear
+	TTL      int           // or hop limit of the requests, 1 to 255; 0 for the namespace's default
 }
 
 // PingResult counts requests and replies. RTT has one entry for each of the Received, sorted.
@@ -50,6 +43,7 @@ type PingResult struct {
 	Duplicates int
 	Corrupt    int // right id and sequence number, wrong payload
 	RTT        []time.Duration
+	TTL        int   // or hop limit that the last right reply arrived with; 0 if there was none
 	Err        error // last error of the socket: an ICMP unreachable, or message too long with DF
 }
 
@@ -75,10 +69,11 @@ func (r PingResult) at(i int) time.Duration {
 	return r.RTT[i]
 }
 
-// Pinger sends ICMP echo requests to one IPv4 address over a raw socket. One Run at a time.
+// Pinger sends ICMP or ICMPv6 echo requests to one address over a raw socket. One Run at a time.
 type Pinger struct {
 	opts Ping
 	conn *net.IPConn
+	icmp icmp
 	id   uint16
 	base []byte // what payloads are made from
 
@@ -94,14 +89,18 @@ func NewPinger(dst netip.Addr, opts Ping) (*Pinger, error) {
 	if opts.Timeout <= 0 {
 		opts.Timeout = time.Second
 	}
-	if !dst.Is4() || opts.Count > 1<<16 || opts.Size < 0 || opts.Size > 65535-20-icmpHeader {
-		return nil, fmt.Errorf("ping %s: IPv4, at most 65536 requests and 65507 bytes only", dst)
+	kind := icmpv4
+	if dst.Is6() {
+		kind = icmpv6
 	}
-	conn, err := net.DialIP("ip4:icmp", nil, &net.IPAddr{IP: dst.AsSlice()})
+	if !dst.IsValid() || opts.Count > 1<<16 || opts.Size < 0 || opts.Size > kind.maxSize || opts.TTL < 0 || opts.TTL > 255 {
+		return nil, fmt.Errorf("ping %s: at most 65536 requests, %d bytes and a TTL of 255 only", dst, kind.maxSize)
+	}
+	conn, err := net.DialIP(kind.network, nil, &net.IPAddr{IP: dst.AsSlice(), Zone: dst.Zone()})
 	if err != nil {
 		return nil, fmt.Errorf("ping %s: %w", dst, err)
 	}
-	p := &Pinger{opts: opts, conn: conn, id: uint16(rand.Uint32()), base: make([]byte, opts.Size)}
+	p := &Pinger{opts: opts, conn: conn, icmp: kind, id: uint16(rand.Uint32()), base: make([]byte, opts.Size)}
 	crand.Read(p.base)
 	if err := p.configure(); err != nil {
 		conn.Close()
@@ -110,21 +109,16 @@ func NewPinger(dst netip.Addr, opts Ping) (*Pinger, error) {
 	return p, nil
 }
 
-// configure makes room for replies, keeps all but them away from the socket and sets the DF policy.
+// configure makes room for replies, keeps all but them away from the socket and sets the options of the requests.
 func (p *Pinger) configure() error {
 	raw, err := p.conn.SyscallConn()
 	if err != nil {
 		return err
 	}
-	discover := unix.IP_PMTUDISC_DONT
-	if p.opts.DF {
-		discover = unix.IP_PMTUDISC_DO
-	}
 	var e error
 	err = raw.Control(func(fd uintptr) {
 		e = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer),
-			unix.SetsockoptInt(int(fd), unix.SOL_RAW, icmpFilter, ^(1<<icmpEchoReply)),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, discover))
+			p.icmp.configure(int(fd), p.opts))
 	})
 	return errors.Join(err, e)
 }
@@ -160,7 +154,7 @@ func (p *Pinger) Run(ctx context.Context) (PingResult, error) {
 
 func (p *Pinger) send(ctx context.Context) {
 	for seq := range p.opts.Count {
-		m := p.message(icmpEcho, uint16(seq))
+		m := p.message(p.icmp.echo, uint16(seq))
 		p.mu.Lock()
 		p.sent[seq] = time.Now()
 		p.res.Sent++
@@ -181,9 +175,9 @@ func (p *Pinger) send(ctx context.Context) {
 
 // receive reads until every request is answered or the deadline passes. Errors that an ICMP message caused are noted.
 func (p *Pinger) receive() error {
-	b := make([]byte, 1<<16)
+	b, oob := make([]byte, 1<<16), make([]byte, 64)
 	for {
-		n, _, err := p.conn.ReadFromIP(b)
+		n, oobn, _, _, err := p.conn.ReadMsgIP(b, oob)
 		now := time.Now()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -192,17 +186,20 @@ func (p *Pinger) receive() error {
 			return err
 		case err != nil:
 			p.failed(err)
-		case p.reply(b[:n], now):
-			return nil
+		default:
+			m, ttl := p.icmp.split(b[:n], oob[:oobn])
+			if p.reply(m, ttl, now) {
+				return nil
+			}
 		}
 	}
 }
 
 // reply counts one message and says whether all requests have been answered now.
-func (p *Pinger) reply(m []byte, now time.Time) (done bool) {
+func (p *Pinger) reply(m []byte, ttl int, now time.Time) (done bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(m) < icmpHeader || m[0] != icmpEchoReply || binary.BigEndian.Uint16(m[4:]) != p.id {
+	if len(m) < icmpHeader || m[0] != p.icmp.echoReply || binary.BigEndian.Uint16(m[4:]) != p.id {
 		return false
 	}
 	seq := binary.BigEndian.Uint16(m[6:])
@@ -211,7 +208,7 @@ func (p *Pinger) reply(m []byte, now time.Time) (done bool) {
 	}
 	rtt := now.Sub(p.sent[seq])
 	switch {
-	case !bytes.Equal(m, p.message(icmpEchoReply, seq)):
+	case !p.icmp.equal(m, p.message(p.icmp.echoReply, seq)):
 		p.res.Corrupt++
 	case p.seen[seq]:
 		p.res.Duplicates++
@@ -221,7 +218,7 @@ func (p *Pinger) reply(m []byte, now time.Time) (done bool) {
 	default:
 		p.seen[seq] = true
 		p.res.Received++
-		p.res.RTT = append(p.res.RTT, rtt)
+		p.res.RTT, p.res.TTL = append(p.res.RTT, rtt), ttl
 	}
 	return p.res.Received == p.opts.Count
 }
@@ -232,7 +229,7 @@ func (p *Pinger) failed(err error) {
 	p.mu.Unlock()
 }
 
-// message is the whole ICMP message, checksum included; each sequence number has a payload of its own.
+// message is the whole ICMP message, with RFC 792's checksum; each sequence number has a payload of its own.
 func (p *Pinger) message(kind byte, seq uint16) []byte {
 	m := make([]byte, icmpHeader+len(p.base))
 	m[0] = kind

@@ -102,7 +102,7 @@ func (l *Lab) buildNode(ctx context.Context, n *node) error {
 	if err := l.makeNamespaces(ctx, l.rec.namespacesOf(n)); err != nil {
 		return err
 	}
-	if err := setUpNode(n, l.rec.Routed, l.rec.MTU); err != nil {
+	if err := l.rec.setUpNode(n); err != nil {
 		return err
 	}
 	start := l.start

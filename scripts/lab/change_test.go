@@ -24,7 +24,7 @@ import (
 func peersOf(t *testing.T, namespace string) (s string) {
 	t.Helper()
 	err := In(namespace, func() error {
-		link, err := netlink.LinkByName(vxlanName)
+		link, err := netlink.LinkByName(ipv4.vxlanName())
 		if err != nil {
 			return err
 		}
@@ -277,13 +277,13 @@ func testAddRemoveKernel(t *testing.T, routed bool) {
 // A kernel node that comes late takes no subnet that a daemon has claimed or that a removed node has left.
 func TestSubnetOfLateKernelNode(t *testing.T) {
 	r := newRecord(Config{Nodes: 3, Kernel: map[int]bool{2: true}, Store: StoreGossip})
-	r.Nodes[0].Subnet, r.Nodes[2].Subnet = subnetAt(251), subnetAt(250)
+	r.Nodes[0].V4.Subnet, r.Nodes[2].V4.Subnet = ipv4.subnetAt(251), ipv4.subnetAt(250)
 	r.remove(r.only(r.Nodes[0]))
-	if n := r.newNode(4, true, Config{}); n.Subnet != subnetAt(249) {
-		t.Errorf("node 4 has %s beside %s, after %v", n.Subnet, r.Nodes[1].Subnet, r.OldSubnets)
+	if n := r.newNode(4, true, Config{}); n.V4.Subnet != ipv4.subnetAt(249) {
+		t.Errorf("node 4 has %s beside %s, after %v", n.V4.Subnet, r.Nodes[1].V4.Subnet, r.OldSubnets)
 	}
-	if n := r.newNode(5, true, Config{}); n.Subnet != subnetAt(249) {
-		t.Errorf("node 5 has %s", n.Subnet)
+	if n := r.newNode(5, true, Config{}); n.V4.Subnet != ipv4.subnetAt(249) {
+		t.Errorf("node 5 has %s", n.V4.Subnet)
 	}
 }
 

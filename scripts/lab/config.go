@@ -1,11 +1,12 @@
 package lab
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // Where the nodes learn of each other.
@@ -14,17 +15,26 @@ const (
 	StoreFile   = "file"   // the lab gives every node its subnet and all the same list of peers
 )
 
+// How packets get from node to node.
+const (
+	BackendVXLAN = "vxlan"
+	BackendUDP   = "udp" // flannel's: bare IPv4 packets in datagrams
+)
+
 // Config says what Up builds. Its zero value is not valid: Nodes must be set, and Executable unless all nodes are kernel
 // nodes.
 type Config struct {
 	Dir         string                    // DefaultDir if empty; at most 80 bytes
 	Nodes       int                       // 1 to 250
 	Pods        int                       // on each node, 0 to 250
-	Kernel      map[int]bool              // numbers, from 1, of the nodes that are kernel VXLAN devices
+	Kernel      map[int]bool              // numbers, from 1, of the nodes that run no daemon but flannel's data path, see Node.Kernel
+	Family      string                    // FamilyV4 if empty
+	Backend     string                    // BackendVXLAN if empty
 	Store       string                    // StoreGossip if empty
 	Routed      bool                      // two underlay segments with a router between them, odd and even nodes
-	MTU         int                       // of the underlay, bytes; DefaultMTU if 0. Pods have 50 less
+	MTU         int                       // of the underlay, bytes; DefaultMTU if 0. Pods have less, see Lab.PodMTU
 	Executable  string                    // the tulle binary
+	FlannelPeer string                    // the flannelpeer binary: what Kernel nodes run in a lab of BackendUDP
 	NodeArgs    []string                  // appended to the daemons' command line
 	NodeArgsFor func(number int) []string // appended after NodeArgs for one node; nil for none
 	MayFail     map[int]bool              // numbers of daemon nodes that start last and need not get ready, see Lab.Settle
@@ -41,11 +51,23 @@ func (c Config) Check() error {
 	if c.Pods < 0 || c.Pods > maxPods {
 		return fmt.Errorf("%d pods: must be 0 to %d", c.Pods, maxPods)
 	}
-	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
-		return fmt.Errorf("MTU %d: must be %d to %d", c.MTU, minMTU, maxMTU)
+	if least := c.minMTU(); c.MTU != 0 && (c.MTU < least || c.MTU > maxMTU) {
+		return fmt.Errorf("MTU %d: must be %d to %d", c.MTU, least, maxMTU)
 	}
-	if c.Store != "" && c.Store != StoreGossip && c.Store != StoreFile {
-		return fmt.Errorf("store %s: no such store (have: %s, %s)", c.Store, StoreGossip, StoreFile)
+	for _, choice := range []struct {
+		what, value string
+		have        []string
+	}{
+		{"store", c.Store, []string{StoreGossip, StoreFile}},
+		{"family", c.Family, []string{FamilyV4, FamilyV6, FamilyDual}},
+		{"backend", c.Backend, []string{BackendVXLAN, BackendUDP}},
+	} {
+		if choice.value != "" && !slices.Contains(choice.have, choice.value) {
+			return fmt.Errorf("%s %s: no such %[1]s (have: %s)", choice.what, choice.value, strings.Join(choice.have, ", "))
+		}
+	}
+	if c.Backend == BackendUDP && slices.Contains(familiesOf(c.Family), ipv6) {
+		return fmt.Errorf("family %s with backend udp: flannel's udp backend carries IPv4 only", c.Family)
 	}
 	for number := range c.Kernel {
 		if number < 1 || number > c.Nodes {
@@ -53,6 +75,15 @@ func (c Config) Check() error {
 		}
 	}
 	return nil
+}
+
+// minMTU leaves the pods the least that their families allow: RFC 791's 576 bytes that every host takes, RFC 8200's 1280.
+func (c Config) minMTU() int {
+	families := familiesOf(c.Family)
+	if slices.Contains(families, ipv6) {
+		return minPodMTUv6 + overhead(c.Backend, families)
+	}
+	return minPodMTU + overhead(c.Backend, families)
 }
 
 func (c *Config) normalize() (err error) {
@@ -68,29 +99,39 @@ func (c *Config) normalize() (err error) {
 	if c.Store == "" {
 		c.Store = StoreGossip
 	}
+	if c.Family == "" {
+		c.Family = FamilyV4
+	}
+	if c.Backend == "" {
+		c.Backend = BackendVXLAN
+	}
 	if c.MTU == 0 {
 		c.MTU = DefaultMTU
 	}
 	if c.Progress == nil {
 		c.Progress = io.Discard
 	}
-	return c.resolveExecutable()
-}
-
-func (c *Config) resolveExecutable() (err error) {
-	if c.Executable == "" {
-		if c.allKernel() {
-			return nil
-		}
-		return errors.New("no executable given for the daemons")
-	}
-	if c.Executable, err = filepath.Abs(c.Executable); err != nil {
+	if err := resolve(&c.Executable, "the daemons", !c.allKernel()); err != nil {
 		return err
 	}
-	if st, err := os.Stat(c.Executable); err != nil {
-		return fmt.Errorf("executable of the daemons: %w", err)
+	return resolve(&c.FlannelPeer, "the nodes without daemon (flannelpeer)", c.Backend == BackendUDP && c.anyKernel())
+}
+
+// resolve makes the path of an executable absolute. An empty one stays so unless it is needed.
+func resolve(path *string, whose string, needed bool) (err error) {
+	if *path == "" {
+		if needed {
+			return fmt.Errorf("no executable given for %s", whose)
+		}
+		return nil
+	}
+	if *path, err = filepath.Abs(*path); err != nil {
+		return err
+	}
+	if st, err := os.Stat(*path); err != nil {
+		return fmt.Errorf("executable of %s: %w", whose, err)
 	} else if st.IsDir() || st.Mode()&0o111 == 0 {
-		return fmt.Errorf("executable of the daemons: %s is not executable", c.Executable)
+		return fmt.Errorf("executable of %s: %s is not executable", whose, *path)
 	}
 	return nil
 }

@@ -54,12 +54,16 @@ func (l *Lab) start(n *node) error {
 }
 
 func (r *record) daemonArgs(n, seed *node) []string {
-	args := []string{"node", "--name", n.name(), "--public-ip", n.PublicIP.String(), "--config", netConfPath(r.Dir),
+	args := []string{"node", "--name", n.name(), "--public-ip", n.publicIP().String(), "--config", netConfPath(r.Dir),
 		"--run-dir", n.runDir(r.Dir), "--state-dir", n.stateDir(r.Dir)}
+	if r.Family == FamilyDual {
+		args[3], args[4] = "--iface", "eth0" // it has one address of each family
+	}
 	if r.Store == StoreFile {
-		args = append(args, "--store", StoreFile, "--subnet", n.Subnet.String())
+		// The daemon finds the subnet of the other family by the place of this one.
+		args = append(args, "--store", StoreFile, "--subnet", n.subnets()[0].String())
 	} else {
-		args = append(args, "--join", seed.PublicIP.String(), "--key-file", keyPath(r.Dir))
+		args = append(args, "--join", seed.publicIP().String(), "--key-file", keyPath(r.Dir))
 	}
 	if r.StaticPeers {
 		args = append(args, "--peers", peersPath(r.Dir))

@@ -11,27 +11,29 @@ import (
 )
 
 const (
-	vxlanName = "flannel.1"
 	vxlanVNI  = 1
 	vxlanPort = 8472
+	udpPort   = 8285
 )
 
-// setUpKernelNode makes the VXLAN device as flannel does and gives the MAC that the kernel chose. The outer UDP checksum
-// is left at the kernel's default, which is to send it: the attribute goes unset on the wire to the kernel.
-func setUpKernelNode(n *node, underlayMTU int) (mac string, err error) {
+// setUpVXLAN makes a node's VXLAN device of one family as flannel does and gives the MAC that the kernel chose. The outer UDP
+// checksum is left at the kernel's default, which is to send it and, over IPv6, to demand it: the attributes go unset on
+// the wire to the kernel.
+func (r *record) setUpVXLAN(n *node, f family) (mac string, err error) {
+	own := n.side(f)
 	err = In(n.namespace(), func() error {
 		underlay, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return fmt.Errorf("find link eth0: %w", err)
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = vxlanName, underlayMTU-vxlanOverhead
+		attrs.Name, attrs.MTU = f.vxlanName(), r.podMTU()
 		err = netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: vxlanVNI, Port: vxlanPort,
-			VtepDevIndex: underlay.Attrs().Index, SrcAddr: n.PublicIP.AsSlice()})
+			VtepDevIndex: underlay.Attrs().Index, SrcAddr: own.PublicIP.AsSlice()})
 		if err != nil {
-			return fmt.Errorf("add vxlan %s: %w", vxlanName, err)
+			return fmt.Errorf("add vxlan %s: %w", attrs.Name, err)
 		}
-		link, err := setUpLink(vxlanName, netip.PrefixFrom(n.vtepIP(), 32))
+		link, err := setUpLink(attrs.Name, netip.PrefixFrom(own.vtepIP(), own.vtepIP().BitLen()))
 		if err != nil {
 			return err
 		}
@@ -44,26 +46,26 @@ func setUpKernelNode(n *node, underlayMTU int) (mac string, err error) {
 	return mac, nil
 }
 
-// programKernelNode tells a kernel node of its peers: flannel's neighbour, FDB entry and route for each. Those of peers that
-// are none any more go.
-func programKernelNode(n *node, nodes []*node) error {
-	var peers []*node
-	for _, p := range nodes {
+// programVXLAN tells a kernel node of its peers in one family: flannel's neighbour, FDB entry and route for each. Those of peers
+// that are none any more go.
+func (r *record) programVXLAN(n *node, f family) error {
+	var peers []*side
+	for _, p := range r.Nodes {
 		if p != n && p.known() {
-			peers = append(peers, p)
+			peers = append(peers, p.side(f))
 		}
 	}
 	err := In(n.namespace(), func() error {
-		link, err := netlink.LinkByName(vxlanName)
+		link, err := netlink.LinkByName(f.vxlanName())
 		if err != nil {
-			return fmt.Errorf("find link %s: %w", vxlanName, err)
+			return fmt.Errorf("find link %s: %w", f.vxlanName(), err)
 		}
 		for _, p := range peers {
 			if err := addPeer(link, p); err != nil {
 				return err
 			}
 		}
-		return errors.Join(removeOldRoutes(link, peers), removeOldNeighbours(link, peers))
+		return errors.Join(removeOldRoutes(link, f, peers), removeOldNeighbours(link, f, peers))
 	})
 	if err != nil {
 		return fmt.Errorf("node %s: %w", n.name(), err)
@@ -71,7 +73,7 @@ func programKernelNode(n *node, nodes []*node) error {
 	return nil
 }
 
-func addPeer(link netlink.Link, p *node) error {
+func addPeer(link netlink.Link, p *side) error {
 	if err := addNeighbour(link, p.vtepIP(), p.VtepMAC, 0); err != nil {
 		return err
 	}
@@ -81,13 +83,13 @@ func addPeer(link netlink.Link, p *node) error {
 	return addRoute(link, p.Subnet, p.vtepIP())
 }
 
-func removeOldRoutes(link netlink.Link, peers []*node) error {
-	routes, err := netlink.RouteList(link, netlink.FAMILY_V4)
+func removeOldRoutes(link netlink.Link, f family, peers []*side) error {
+	routes, err := netlink.RouteList(link, f.netlink())
 	if err != nil {
-		return fmt.Errorf("list routes of %s: %w", vxlanName, err)
+		return fmt.Errorf("list routes of %s: %w", link.Attrs().Name, err)
 	}
 	for _, r := range routes {
-		if r.Gw == nil || slices.ContainsFunc(peers, func(p *node) bool { return p.vtepIP().String() == r.Gw.String() }) {
+		if r.Gw == nil || slices.ContainsFunc(peers, func(p *side) bool { return p.vtepIP().String() == r.Gw.String() }) {
 			continue
 		}
 		if err := netlink.RouteDel(&r); err != nil {
@@ -98,14 +100,14 @@ func removeOldRoutes(link netlink.Link, peers []*node) error {
 }
 
 // removeOldNeighbours looks at neighbours proper and at FDB entries.
-func removeOldNeighbours(link netlink.Link, peers []*node) error {
-	for _, family := range []int{unix.AF_INET, unix.AF_BRIDGE} {
+func removeOldNeighbours(link netlink.Link, f family, peers []*side) error {
+	for _, family := range []int{f.netlink(), unix.AF_BRIDGE} {
 		entries, err := netlink.NeighList(link.Attrs().Index, family)
 		if err != nil {
-			return fmt.Errorf("list neighbours of %s: %w", vxlanName, err)
+			return fmt.Errorf("list neighbours of %s: %w", link.Attrs().Name, err)
 		}
 		for _, e := range entries {
-			wanted := slices.ContainsFunc(peers, func(p *node) bool { return p.VtepMAC == e.HardwareAddr.String() })
+			wanted := slices.ContainsFunc(peers, func(p *side) bool { return p.VtepMAC == e.HardwareAddr.String() })
 			if wanted || e.State&netlink.NUD_PERMANENT == 0 {
 				continue
 			}

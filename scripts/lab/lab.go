@@ -1,13 +1,15 @@
 // Package lab builds a pod network on one machine out of network namespaces: an underlay switch, nodes, and pods on each
-// node. A node runs the tulle daemon or, as a kernel node, a kernel VXLAN device set up as flannel sets it up.
+// node. A node runs the tulle daemon or, as a kernel node, what flannel has in its place: kernel VXLAN devices or, for the udp
+// backend, the program flannelpeer.
 //
 // It owns the namespaces named tulle-*, everything in them, and one directory with the record of it all. It never
 // changes a link, a route or a sysctl of the host's own namespace, never ends a process outside its namespaces, and runs no
 // external program but the daemon. Interfaces: rtnetlink(7), network_namespaces(7), veth(4), ethtool ioctls.
 //
-// Node i is 192.168.77.i on the underlay; in a routed lab the even ones are 192.168.78.i, behind a router with .254 on
-// both sides. Its pod j has the address j+1 of its subnet. With the gossip store a daemon claims its subnet, and kernel
-// node i holds 10.244.(255-i).0/24, or the next below that no daemon has; with the file store node i holds 10.244.i.0/24.
+// Node i is 192.168.77.i and fd77:77::i on the underlay; in a routed lab the even ones are 192.168.78.i and fd77:78::i, behind
+// a router with .254 and ::fe on both sides. Its pod j has the address j+1 of its subnets. With the gossip store a daemon claims
+// its subnets, and kernel node i holds 10.244.k.0/24 and fd44:0:0:k::/64 with k = 255-i, or the next below that no daemon has;
+// with the file store k is i for all. The numbers in IPv6 addresses are, as the rest of them, hexadecimal.
 package lab
 
 import (
@@ -29,12 +31,12 @@ const (
 	// RouterNamespace joins the segments of a routed lab.
 	RouterNamespace = "tulle-router"
 
-	network  = "10.244.0.0/16"
-	maxNodes = 250
-	maxPods  = 250
-	minMTU   = 576 + vxlanOverhead
-	maxMTU   = 65535
-	maxDir   = 80 // bytes: a daemon's socket, below it, has 108 for its path (unix(7))
+	maxNodes    = 250
+	maxPods     = 250
+	minPodMTU   = 576
+	minPodMTUv6 = 1280
+	maxMTU      = 65535
+	maxDir      = 80 // bytes: a daemon's socket, below it, has 108 for its path (unix(7))
 )
 
 // ErrNotRoot is returned by Up and Down when the process may not make or remove namespaces.
@@ -59,26 +61,31 @@ type Lab struct {
 
 // Node is a machine of the lab at the moment of the call.
 type Node struct {
-	Number    int
-	Name      string // n1
-	Namespace string // tulle-n1
-	PublicIP  netip.Addr
-	Subnet    netip.Prefix // zero until the daemon has claimed one; VTEP and Pods likewise
-	VTEP      netip.Addr   // the subnet's .0 address: the source of the node's own traffic to pods of other nodes
-	VtepMAC   string
-	RunDir    string // empty for a kernel node, as LogFile and Args
-	LogFile   string
-	Kernel    bool
-	PID       int // of the daemon; 0 for a kernel node and for a stopped one
-	Alive     bool
-	Args      []string // command line of the daemon
-	Pods      []Pod
+	Number     int
+	Name       string       // n1
+	Namespace  string       // tulle-n1
+	PublicIP   netip.Addr   // zero in a lab without IPv4, as Subnet, VTEP, VtepMAC
+	Subnet     netip.Prefix // zero until the daemon has claimed one; VTEP and Pods likewise
+	VTEP       netip.Addr   // the subnet's .0 address: the source of the node's own traffic to pods of other nodes
+	VtepMAC    string       // empty with a backend that has no MACs
+	PublicIPv6 netip.Addr   // zero in a lab without IPv6, as IPv6Subnet, VTEPv6, VtepMACv6
+	IPv6Subnet netip.Prefix
+	VTEPv6     netip.Addr
+	VtepMACv6  string // a kernel node has one device for each family
+	RunDir     string // empty for a kernel node, as LogFile and Args
+	LogFile    string
+	Kernel     bool // no daemon, but what a node of flannel has: kernel VXLAN devices or, with BackendUDP, flannelpeer
+	PID        int  // of the daemon; 0 for a kernel node and for a stopped one
+	Alive      bool
+	Args       []string // command line of the daemon
+	Pods       []Pod
 }
 
 // Pod is one pod of a node.
 type Pod struct {
-	Namespace string // tulle-n1-p1
-	Addr      netip.Addr
+	Namespace string     // tulle-n1-p1
+	Addr      netip.Addr // zero in a lab without IPv4
+	Addr6     netip.Addr // zero in a lab without IPv6
 }
 
 // Open gives the lab whose record is in dir.
@@ -106,15 +113,29 @@ func (l *Lab) Created() time.Time { return l.record().Created }
 // MTU is the underlay's, in bytes.
 func (l *Lab) MTU() int { return l.record().MTU }
 
+// PodMTU is the pods', in bytes: the underlay's less 50 with VXLAN, 70 in a lab that has IPv6, 28 with BackendUDP.
+func (l *Lab) PodMTU() int { return l.record().podMTU() }
+
+// Family is FamilyV4, FamilyV6 or FamilyDual.
+func (l *Lab) Family() string { return l.record().Family }
+
+// Backend is BackendVXLAN or BackendUDP.
+func (l *Lab) Backend() string { return l.record().Backend }
+
 // Store is StoreGossip or StoreFile.
 func (l *Lab) Store() string { return l.record().Store }
 
 // Router lists the addresses of the router of a routed lab, nothing for any other.
 func (l *Lab) Router() []netip.Addr {
-	if !l.record().Routed {
+	r := l.record()
+	if !r.Routed {
 		return nil
 	}
-	return []netip.Addr{segments[0].router(), segments[1].router()}
+	var addrs []netip.Addr
+	for _, f := range r.families() {
+		addrs = append(addrs, segments[0].router(f), segments[1].router(f))
+	}
+	return addrs
 }
 
 // Converged is how long it took from the last start of a daemon until every node was seen to know all others, some 50 ms
@@ -148,15 +169,16 @@ func (l *Lab) Node(number int) (Node, error) {
 }
 
 func (r *record) view(n *node) Node {
-	v := Node{Number: n.Number, Name: n.name(), Namespace: n.namespace(), PublicIP: n.PublicIP, Subnet: n.Subnet,
-		VTEP: n.vtepIP(), VtepMAC: n.VtepMAC, Kernel: n.Kernel, PID: n.Daemon.PID, Alive: n.Daemon.alive(),
-		Args: slices.Clone(n.Args)}
+	v := Node{Number: n.Number, Name: n.name(), Namespace: n.namespace(),
+		PublicIP: n.V4.PublicIP, Subnet: n.V4.Subnet, VTEP: n.V4.vtepIP(), VtepMAC: n.V4.VtepMAC,
+		PublicIPv6: n.V6.PublicIP, IPv6Subnet: n.V6.Subnet, VTEPv6: n.V6.vtepIP(), VtepMACv6: n.V6.VtepMAC,
+		Kernel: n.Kernel, PID: n.Daemon.PID, Alive: n.Daemon.alive(), Args: slices.Clone(n.Args)}
 	if !n.Kernel {
 		v.RunDir, v.LogFile = n.runDir(r.Dir), n.logFile(r.Dir)
 	}
 	if n.Wired {
 		for j := 1; j <= r.Pods; j++ {
-			v.Pods = append(v.Pods, Pod{Namespace: n.pod(j), Addr: n.podIP(j)})
+			v.Pods = append(v.Pods, Pod{Namespace: n.pod(j), Addr: n.V4.podIP(j), Addr6: n.V6.podIP(j)})
 		}
 	}
 	return v

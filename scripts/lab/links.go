@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -14,28 +15,34 @@ import (
 
 const (
 	underlayNamespace = "tulle-underlay"
-	vxlanOverhead     = 50
+	vxlanOverhead     = 50 // Ethernet, VXLAN, UDP and IPv4 headers
+	vxlanOverheadV6   = 70
+	udpOverhead       = 28
 )
 
-// gateway is the next hop of every pod. No interface holds it: the pod has a permanent neighbour entry for it.
-var gateway = netip.MustParseAddr("169.254.1.1")
+// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
+const addrGenModeNone = "1"
 
 // podPort is the node's side of a pod's eth0.
 func podPort(pod int) string { return fmt.Sprintf("tulle-p%d", pod) }
 
-// prepare sets what every namespace of the lab has: lo up, no IPv6 (so no ND noise), no rp_filter inherited from the host.
-func prepare() error {
-	for _, s := range []struct{ key, value string }{
-		{"ipv6/conf/all/disable_ipv6", "1"},
-		{"ipv6/conf/default/disable_ipv6", "1"},
-		{"ipv6/conf/all/accept_ra", "0"},
-		{"ipv6/conf/default/accept_ra", "0"},
-		{"ipv4/conf/all/rp_filter", "0"},
-		{"ipv4/conf/default/rp_filter", "0"},
-	} {
-		// A kernel built without IPv6 has no such file, and nothing to switch off.
-		if err := sysctl(s.key, s.value); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+// prepare sets what every namespace of the lab has: lo up, no rp_filter inherited from the host, and IPv6 only if the lab has
+// it, without the noise: no router solicitations, no DAD, no link-local addresses. What is left is a report of MLD for each
+// address (RFC 3810) when a link comes up.
+func prepare(families []family) error {
+	off, quiet := "1", [][2]string{{"ipv4/conf/%s/rp_filter", "0"}, {"ipv6/conf/%s/accept_ra", "0"}}
+	if slices.Contains(families, ipv6) {
+		off = "0"
+		quiet = append(quiet, [][2]string{{"ipv6/conf/%s/accept_dad", "0"}, {"ipv6/conf/%s/autoconf", "0"},
+			{"ipv6/conf/%s/router_solicitations", "0"}, {"ipv6/conf/%s/addr_gen_mode", addrGenModeNone}}...)
+	}
+	for _, s := range append(quiet, [2]string{"ipv6/conf/%s/disable_ipv6", off}) {
+		for _, scope := range []string{"all", "default"} {
+			// A kernel built without IPv6 has no such file, and nothing to switch off.
+			err := sysctl(fmt.Sprintf(s[0], scope), s[1])
+			if err != nil && !(off == "1" && errors.Is(err, os.ErrNotExist)) {
+				return err
+			}
 		}
 	}
 	return linkUp("lo")
@@ -57,44 +64,66 @@ func linkUp(name string) error {
 	return nil
 }
 
-// setUpPod joins pod j to its node, anew if that was begun before. Both sides know each other's MAC for good, so no ARP runs
-// between them.
-func setUpPod(n *node, j, underlayMTU int) error {
-	address := netip.PrefixFrom(n.podIP(j), 32)
+// setUpPod joins pod j to its node, anew if that was begun before. Both sides know each other's MAC for good, so neither ARP
+// nor ND runs between them.
+func (r *record) setUpPod(n *node, j int) error {
+	var addresses []netip.Prefix
+	for _, f := range r.families() {
+		ip := n.side(f).podIP(j)
+		addresses = append(addresses, netip.PrefixFrom(ip, ip.BitLen()))
+	}
 	var inside, outside netlink.Link
 	add := func() error {
 		if err := removeLink(podPort(j)); err != nil {
 			return err
 		}
-		return addVeth(podPort(j), n.pod(j), "eth0", underlayMTU-vxlanOverhead)
+		return addVeth(podPort(j), n.pod(j), "eth0", r.podMTU())
 	}
 	pod := func() (err error) {
-		if err = prepare(); err == nil {
-			inside, err = setUpLink("eth0", address)
+		if err = prepare(r.families()); err == nil {
+			inside, err = setUpLink("eth0", addresses...)
 		}
 		return err
 	}
 	host := func() (err error) {
-		if outside, err = setUpLink(podPort(j), netip.Prefix{}); err != nil {
-			return err
+		if outside, err = setUpLink(podPort(j)); err == nil {
+			err = addPod(outside, addresses, inside.Attrs().HardwareAddr.String())
 		}
-		if err = addNeighbour(outside, address.Addr(), inside.Attrs().HardwareAddr.String(), 0); err != nil {
-			return err
-		}
-		return addRoute(outside, address, netip.Addr{})
+		return err
 	}
-	uplink := func() error {
-		if err := addNeighbour(inside, gateway, outside.Attrs().HardwareAddr.String(), 0); err != nil {
-			return err
-		}
-		return addRoute(inside, netip.PrefixFrom(netip.IPv4Unspecified(), 0), gateway)
-	}
+	uplink := func() error { return addGateways(inside, r.families(), outside.Attrs().HardwareAddr.String()) }
 	for _, step := range []struct {
 		namespace string
 		run       func() error
 	}{{n.namespace(), add}, {n.pod(j), pod}, {n.namespace(), host}, {n.pod(j), uplink}} {
 		if err := In(step.namespace, step.run); err != nil {
 			return fmt.Errorf("pod %s: %w", n.pod(j), err)
+		}
+	}
+	return nil
+}
+
+// addPod tells a node of the pod behind a link.
+func addPod(link netlink.Link, addresses []netip.Prefix, mac string) error {
+	for _, a := range addresses {
+		if err := addNeighbour(link, a.Addr(), mac, 0); err != nil {
+			return err
+		}
+		if err := addRoute(link, a, netip.Addr{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addGateways tells a pod of the node behind a link.
+func addGateways(link netlink.Link, families []family, mac string) error {
+	for _, f := range families {
+		if err := addNeighbour(link, f.gateway(), mac, 0); err != nil {
+			return err
+		}
+		if err := addRoute(link, f.defaultRoute(), f.gateway()); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -132,14 +161,18 @@ func addVeth(name, namespace, peer string, mtu int) error {
 	return nil
 }
 
-// setUpLink gives a link its address, if there is one, and sets it up.
-func setUpLink(name string, address netip.Prefix) (netlink.Link, error) {
+// setUpLink gives a link its addresses and sets it up.
+func setUpLink(name string, addresses ...netip.Prefix) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return nil, fmt.Errorf("find link %s: %w", name, err)
 	}
-	if address.IsValid() {
-		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(address)}); err != nil {
+	for _, address := range addresses {
+		a := &netlink.Addr{IPNet: ipNet(address)}
+		if address.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrAdd(link, a); err != nil {
 			return nil, fmt.Errorf("add address %s to %s: %w", address, name, err)
 		}
 	}

@@ -13,13 +13,16 @@ func netConfPath(dir string) string { return filepath.Join(dir, "net-conf.json")
 func peersPath(dir string) string   { return filepath.Join(dir, "peers.json") }
 func keyPath(dir string) string     { return filepath.Join(dir, "key") }
 
-// peer is an entry of the daemons' --peers file: flannel's lease fields and the subnet.
+// peer is an entry of the daemons' --peers file: flannel's lease fields and the subnets.
 type peer struct {
-	Name        string      `json:"name"`
-	PublicIP    string      `json:"publicIP"`
-	Subnet      string      `json:"subnet"`
-	BackendType string      `json:"backendType"`
-	BackendData backendData `json:"backendData"`
+	Name          string       `json:"name"`
+	PublicIP      string       `json:"publicIP,omitempty"`
+	Subnet        string       `json:"subnet,omitempty"`
+	PublicIPv6    string       `json:"publicIPv6,omitempty"`
+	IPv6Subnet    string       `json:"ipv6Subnet,omitempty"`
+	BackendType   string       `json:"backendType"`
+	BackendData   *backendData `json:"backendData,omitempty"`
+	BackendV6Data *backendData `json:"backendV6Data,omitempty"`
 }
 
 type backendData struct {
@@ -27,10 +30,40 @@ type backendData struct {
 	VtepMAC string
 }
 
+// netConf is flannel's configuration file.
+type netConf struct {
+	EnableIPv4, EnableIPv6 bool
+	Network                string `json:",omitempty"`
+	IPv6Network            string `json:",omitempty"`
+	Backend                struct {
+		Type string
+		VNI  int `json:",omitempty"`
+		Port int
+	}
+}
+
+func (r *record) netConf() (c netConf) {
+	for _, f := range r.families() {
+		if f == ipv6 {
+			c.EnableIPv6, c.IPv6Network = true, f.network().String()
+		} else {
+			c.EnableIPv4, c.Network = true, f.network().String()
+		}
+	}
+	c.Backend.Type, c.Backend.VNI, c.Backend.Port = r.Backend, vxlanVNI, vxlanPort
+	if r.Backend == BackendUDP {
+		c.Backend.VNI, c.Backend.Port = 0, udpPort
+	}
+	return c
+}
+
 // writeFiles writes what the daemons share: the configuration, and the key unless they have no use for one.
 func (l *Lab) writeFiles(ctx context.Context) error {
-	conf := fmt.Sprintf("{\"Network\":%q,\"Backend\":{\"Type\":\"vxlan\",\"VNI\":%d,\"Port\":%d}}\n", network, vxlanVNI, vxlanPort)
-	if err := os.WriteFile(netConfPath(l.dir), []byte(conf), 0o644); err != nil {
+	conf, err := json.Marshal(l.rec.netConf())
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(netConfPath(l.dir), append(conf, '\n'), 0o644); err != nil {
 		return err
 	}
 	if l.rec.Store != StoreGossip || l.rec.Executable == "" {
@@ -49,8 +82,7 @@ func (l *Lab) publishPeers() error {
 	peers := []peer{}
 	for _, n := range l.rec.Nodes {
 		if n.known() && (n.Kernel || l.rec.Store == StoreFile) {
-			peers = append(peers, peer{Name: n.name(), PublicIP: n.PublicIP.String(), Subnet: n.Subnet.String(),
-				BackendType: "vxlan", BackendData: backendData{VNI: vxlanVNI, VtepMAC: n.VtepMAC}})
+			peers = append(peers, l.rec.peerOf(n))
 		}
 	}
 	if l.rec.StaticPeers {
@@ -60,9 +92,36 @@ func (l *Lab) publishPeers() error {
 	}
 	for _, n := range l.rec.Nodes {
 		if n.Kernel && n.known() {
-			if err := programKernelNode(n, l.rec.Nodes); err != nil {
+			if err := l.programKernelNode(n); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// peerOf is a node as the peers file has it.
+func (r *record) peerOf(n *node) peer {
+	p := peer{Name: n.name(), BackendType: r.Backend}
+	for _, f := range r.families() {
+		s := n.side(f)
+		ip, subnet, data := &p.PublicIP, &p.Subnet, &p.BackendData
+		if f == ipv6 {
+			ip, subnet, data = &p.PublicIPv6, &p.IPv6Subnet, &p.BackendV6Data
+		}
+		*ip, *subnet = s.PublicIP.String(), s.Subnet.String()
+		if r.Backend == BackendVXLAN {
+			*data = &backendData{VNI: vxlanVNI, VtepMAC: s.VtepMAC}
+		}
+	}
+	return p
+}
+
+// programKernelNode tells a kernel node of all others.
+func (l *Lab) programKernelNode(n *node) error {
+	for _, f := range l.rec.families() {
+		if err := l.rec.programVXLAN(n, f); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-const schemaVersion = 2
+const schemaVersion = 3
 
 // record is what DIR/lab.json holds: everything that Down has to remove. It is saved before each thing it names is made.
 // Processes need no entry to be found: all of them are born inside a recorded namespace.
@@ -25,10 +25,13 @@ type record struct {
 	Paths         []string    `json:"paths"`    // files and trees, removed whole
 	MTU           int         `json:"mtu"`
 	Pods          int         `json:"pods"`
+	Family        string      `json:"family"`
+	Backend       string      `json:"backend"`
 	Store         string      `json:"store"`
 	StaticPeers   bool        `json:"staticPeers"` // the daemons read the peers file
 	Routed        bool        `json:"routed"`
 	Executable    string      `json:"executable"`
+	FlannelPeer   string      `json:"flannelPeer"`
 	NodeArgs      []string    `json:"nodeArgs"`
 	Env           []string    `json:"env"`
 	Namespaces    []namespace `json:"namespaces"`
@@ -45,37 +48,55 @@ type namespace struct {
 
 // node is one machine of the lab. Daemon is valid iff its PID is not 0, Seed iff it is not 0.
 type node struct {
-	Number   int          `json:"number"`
-	Kernel   bool         `json:"kernel"`
-	MayFail  bool         `json:"mayFail"` // nobody waits for it
-	Leaving  bool         `json:"leaving"` // some of it may be gone
-	PublicIP netip.Addr   `json:"publicIP"`
-	Subnet   netip.Prefix `json:"subnet"` // zero until the daemon has claimed one
-	VtepMAC  string       `json:"vtepMAC"`
-	Wired    bool         `json:"wired"` // its pods are linked to it
-	Seed     int          `json:"seed"`  // number of the node that its daemon joins
-	Daemon   process      `json:"daemon"`
-	MoreArgs []string     `json:"moreArgs"` // after the record's NodeArgs
-	Args     []string     `json:"args"`     // the daemon's command line
+	Number   int      `json:"number"`
+	Kernel   bool     `json:"kernel"`
+	MayFail  bool     `json:"mayFail"` // nobody waits for it
+	Leaving  bool     `json:"leaving"` // some of it may be gone
+	Ready    bool     `json:"ready"`   // its sides are whole: what a daemon says or the kernel chose is in them
+	V4       side     `json:"v4"`
+	V6       side     `json:"v6"`
+	Wired    bool     `json:"wired"` // its pods are linked to it
+	Seed     int      `json:"seed"`  // number of the node that its daemon joins
+	Daemon   process  `json:"daemon"`
+	MoreArgs []string `json:"moreArgs"` // after the record's NodeArgs
+	Args     []string `json:"args"`     // the daemon's command line
 }
 
 func (n *node) name() string          { return fmt.Sprintf("n%d", n.Number) }
 func (n *node) namespace() string     { return fmt.Sprintf("tulle-n%d", n.Number) }
 func (n *node) pod(j int) string      { return fmt.Sprintf("tulle-n%d-p%d", n.Number, j) }
-func (n *node) vtepIP() netip.Addr    { return n.Subnet.Addr() }
 func (n *node) dir(lab string) string { return filepath.Join(lab, n.name()) }
 
-// podIP is valid iff Subnet is.
-func (n *node) podIP(j int) netip.Addr {
-	a := n.Subnet.Addr()
-	for range j + 1 {
-		a = a.Next()
+func (n *node) side(f family) *side {
+	if f == ipv6 {
+		return &n.V6
 	}
-	return a
+	return &n.V4
+}
+
+// publicIP is that of the first family that the node has: the one by which others find it.
+func (n *node) publicIP() netip.Addr {
+	if n.V4.PublicIP.IsValid() {
+		return n.V4.PublicIP
+	}
+	return n.V6.PublicIP
+}
+
+// subnets are those that the node has so far.
+func (n *node) subnets() (subnets []netip.Prefix) {
+	for _, s := range []side{n.V4, n.V6} {
+		if s.Subnet.IsValid() {
+			subnets = append(subnets, s.Subnet)
+		}
+	}
+	return subnets
 }
 
 // known says that the other nodes can be told of n, or are expected to tell.
-func (n *node) known() bool { return n.Subnet.IsValid() && n.VtepMAC != "" && !n.MayFail && !n.Leaving }
+func (n *node) known() bool { return n.Ready && !n.MayFail && !n.Leaving }
+
+func (r *record) families() []family { return familiesOf(r.Family) }
+func (r *record) podMTU() int        { return r.MTU - overhead(r.Backend, r.families()) }
 
 func recordPath(dir string) string { return filepath.Join(dir, "lab.json") }
 
@@ -97,8 +118,8 @@ func loadRecord(dir string) (*record, error) {
 
 func newRecord(c Config) *record {
 	r := &record{SchemaVersion: schemaVersion, Dir: c.Dir, Created: time.Now().UTC(), Ephemeral: c.Ephemeral, MTU: c.MTU,
-		Pods: c.Pods, Store: c.Store, StaticPeers: c.Store == StoreFile || c.anyKernel(), Routed: c.Routed,
-		Executable: c.Executable, NodeArgs: c.NodeArgs, Env: c.Env}
+		Pods: c.Pods, Family: c.Family, Backend: c.Backend, Store: c.Store, StaticPeers: c.Store == StoreFile || c.anyKernel(),
+		Routed: c.Routed, Executable: c.Executable, FlannelPeer: c.FlannelPeer, NodeArgs: c.NodeArgs, Env: c.Env}
 	r.Namespaces = append(r.Namespaces, namespace{Name: underlayNamespace})
 	if r.Routed {
 		r.Namespaces = append(r.Namespaces, namespace{Name: RouterNamespace})
@@ -110,14 +131,18 @@ func newRecord(c Config) *record {
 	return r
 }
 
-// newNode is node i of a lab. A kernel node has its subnet from the start, and every node has in a lab on files.
+// newNode is node i of a lab. A kernel node has its subnets from the start, and every node has in a lab on files.
 func (r *record) newNode(i int, kernel bool, c Config) *node {
-	n := &node{Number: i, Kernel: kernel, PublicIP: segmentOf(i, r.Routed).addr(i)}
-	switch {
-	case r.Store == StoreFile:
-		n.Subnet = subnetAt(i)
-	case kernel:
-		n.Subnet = r.freeSubnet(255 - i)
+	n := &node{Number: i, Kernel: kernel}
+	for _, f := range r.families() {
+		s := n.side(f)
+		s.PublicIP = segmentOf(i, r.Routed).addr(f, i)
+		switch {
+		case r.Store == StoreFile:
+			s.Subnet = f.subnetAt(i)
+		case kernel:
+			s.Subnet = f.subnetAt(r.freeBlock(255 - i))
+		}
 	}
 	if !kernel {
 		n.MayFail, n.MoreArgs = c.MayFail[i], c.argsFor(i)
@@ -125,20 +150,16 @@ func (r *record) newNode(i int, kernel bool, c Config) *node {
 	return n
 }
 
-func subnetAt(third int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(third), 0}), 24)
-}
-
-// freeSubnet is the first at or below the given one that no node has or had: a lab has at most 250 in its life.
-func (r *record) freeSubnet(third int) netip.Prefix {
+// freeBlock is the place of the first subnets at or below i that no node has or had: a lab has at most 250 in its life.
+func (r *record) freeBlock(i int) int {
 	taken := slices.Clone(r.OldSubnets)
 	for _, n := range r.Nodes {
-		taken = append(taken, n.Subnet)
+		taken = append(taken, n.subnets()...)
 	}
-	for slices.Contains(taken, subnetAt(third)) {
-		third--
+	for slices.ContainsFunc(r.families(), func(f family) bool { return slices.Contains(taken, f.subnetAt(i)) }) {
+		i--
 	}
-	return subnetAt(third)
+	return i
 }
 
 // add names all that will be made for n.
@@ -180,9 +201,7 @@ func (r *record) only(n *node) *record {
 // remove takes out what is in part.
 func (r *record) remove(part *record) {
 	for _, n := range part.Nodes {
-		if n.Subnet.IsValid() {
-			r.OldSubnets = append(r.OldSubnets, n.Subnet)
-		}
+		r.OldSubnets = append(r.OldSubnets, n.subnets()...)
 	}
 	r.Nodes = slices.DeleteFunc(r.Nodes, func(n *node) bool { return slices.Contains(part.Nodes, n) })
 	r.Namespaces = slices.DeleteFunc(r.Namespaces, func(ns namespace) bool { return slices.Contains(part.Namespaces, ns) })

@@ -16,7 +16,7 @@ type Pair struct {
 	Local    bool // both on one node
 }
 
-// PodPairs lists all ordered pairs of different pods.
+// PodPairs lists all ordered pairs of different pods, for each family of the lab.
 func (l *Lab) PodPairs() []Pair {
 	nodes := l.Nodes()
 	var pairs []Pair
@@ -32,12 +32,12 @@ func (l *Lab) PodPairs() []Pair {
 	return pairs
 }
 
-// NodePairs lists every node that has a subnet with every pod, its own included.
+// NodePairs lists every node that has a subnet with every pod, its own included, for each family of the lab.
 func (l *Lab) NodePairs() []Pair {
 	nodes := l.Nodes()
 	var pairs []Pair
 	for _, a := range nodes {
-		if !a.Subnet.IsValid() {
+		if !a.Subnet.IsValid() && !a.IPv6Subnet.IsValid() {
 			continue
 		}
 		pairs = append(pairs, pairsTo(nodes, a.Namespace, a.Number)...)
@@ -45,14 +45,34 @@ func (l *Lab) NodePairs() []Pair {
 	return pairs
 }
 
+// Addrs are the addresses that the pod has, one of each family of its lab.
+func (p Pod) Addrs() (addrs []netip.Addr) {
+	for _, a := range []netip.Addr{p.Addr, p.Addr6} {
+		if a.IsValid() {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
 func pairsTo(nodes []Node, from string, number int) []Pair {
 	var pairs []Pair
 	for _, n := range nodes {
 		for _, to := range n.Pods {
-			pairs = append(pairs, Pair{From: from, To: to.Namespace, Addr: to.Addr, Local: n.Number == number})
+			for _, a := range to.Addrs() {
+				pairs = append(pairs, Pair{From: from, To: to.Namespace, Addr: a, Local: n.Number == number})
+			}
 		}
 	}
 	return pairs
+}
+
+// network is protocol for the family of p, as package net names it.
+func (p Pair) network(protocol string) string {
+	if p.Addr.Is6() {
+		return protocol + "6"
+	}
+	return protocol + "4"
 }
 
 // TCP gives the two ends of a new connection over p: from is in p.From, to in p.To, on a port of the kernel's choice.
@@ -61,7 +81,7 @@ func (p Pair) TCP(ctx context.Context) (from, to net.Conn, err error) {
 	err = In(p.To, func() (err error) {
 		var c net.ListenConfig
 		c.SetMultipathTCP(false)
-		ln, err = c.Listen(ctx, "tcp4", netip.AddrPortFrom(p.Addr, 0).String())
+		ln, err = c.Listen(ctx, p.network("tcp"), netip.AddrPortFrom(p.Addr, 0).String())
 		return err
 	})
 	if err != nil {
@@ -70,7 +90,7 @@ func (p Pair) TCP(ctx context.Context) (from, to net.Conn, err error) {
 	defer ln.Close()
 	err = In(p.From, func() (err error) {
 		var d net.Dialer
-		from, err = d.DialContext(ctx, "tcp4", ln.Addr().String())
+		from, err = d.DialContext(ctx, p.network("tcp"), ln.Addr().String())
 		return err
 	})
 	if err != nil {
@@ -87,14 +107,14 @@ func (p Pair) TCP(ctx context.Context) (from, to net.Conn, err error) {
 // UDP gives a socket in p.From connected to one in p.To.
 func (p Pair) UDP() (from, to *net.UDPConn, err error) {
 	err = In(p.To, func() (err error) {
-		to, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, 0)))
+		to, err = net.ListenUDP(p.network("udp"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, 0)))
 		return err
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen in %s: %w", p.To, err)
 	}
 	err = In(p.From, func() (err error) {
-		from, err = net.DialUDP("udp4", nil, to.LocalAddr().(*net.UDPAddr))
+		from, err = net.DialUDP(p.network("udp"), nil, to.LocalAddr().(*net.UDPAddr))
 		return err
 	})
 	if err != nil {

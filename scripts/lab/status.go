@@ -28,33 +28,52 @@ var errEnded = errors.New("daemon ended")
 // status is what the lab reads of `tulle status -o json`.
 type status struct {
 	Node struct {
-		Subnet  string `json:"subnet"` // empty until it is this node's for sure
-		VtepMAC string `json:"vtepMAC"`
+		Subnet     string `json:"subnet"` // empty until it is this node's for sure
+		IPv6Subnet string `json:"ipv6Subnet"`
+		VtepMAC    string `json:"vtepMAC"`
 	} `json:"node"`
 	Peers []struct {
-		Subnet   string `json:"subnet"`
-		Routable bool   `json:"routable"`
+		Subnet     string `json:"subnet"`
+		IPv6Subnet string `json:"ipv6Subnet"`
+		Routable   bool   `json:"routable"`
 	} `json:"peers"`
 }
 
-func (s status) subnet() netip.Prefix {
-	p, err := netip.ParsePrefix(s.Node.Subnet)
+// subnet is the zero prefix while there is none.
+func (s status) subnet(f family) netip.Prefix {
+	text := s.Node.Subnet
+	if f == ipv6 {
+		text = s.Node.IPv6Subnet
+	}
+	p, err := netip.ParsePrefix(text)
 	if err != nil {
 		return netip.Prefix{}
 	}
 	return p
 }
 
-func (s status) ready() bool { return s.subnet().IsValid() && s.Node.VtepMAC != "" }
-
-// reaches says that packets for a subnet have a way.
-func (s status) reaches(subnet netip.Prefix) bool {
-	for _, p := range s.Peers {
-		if p.Routable && p.Subnet == subnet.String() {
-			return true
+// ready says that a daemon has all that the others have to know of it.
+func (r *record) ready(s status) bool {
+	for _, f := range r.families() {
+		if !s.subnet(f).IsValid() {
+			return false
 		}
 	}
-	return false
+	return s.Node.VtepMAC != "" || r.Backend == BackendUDP
+}
+
+// reaches says that packets for all subnets of a node have a way.
+func (s status) reaches(n *node) bool {
+	for _, subnet := range n.subnets() {
+		found := false
+		for _, p := range s.Peers {
+			found = found || p.Routable && (p.Subnet == subnet.String() || p.IPv6Subnet == subnet.String())
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
 }
 
 // Status is the output of `tulle status -o json` for a node.
@@ -163,7 +182,7 @@ func each(ctx context.Context, nodes []*node, f func(context.Context, *node) err
 	return context.Cause(ctx)
 }
 
-// learn waits for a daemon and records its subnet and its VTEP's MAC. A subnet that it has already must stay.
+// learn waits for a daemon and records its subnets and its VTEP's MAC. A subnet that it has already must stay.
 func (l *Lab) learn(ctx context.Context, n *node) error {
 	if n.Kernel || n.Daemon.PID == 0 {
 		return nil
@@ -176,16 +195,21 @@ func (l *Lab) learn(ctx context.Context, n *node) error {
 		return err
 	}
 	var s status
-	err := l.await(ctx, n, "a subnet and a VTEP of its own", func(now status) bool { s = now; return now.ready() })
+	err := l.await(ctx, n, "a subnet and a VTEP of its own", func(now status) bool { s = now; return l.rec.ready(now) })
 	if err != nil {
 		return err
 	}
-	if n.Subnet.IsValid() && s.subnet() != n.Subnet {
-		return fmt.Errorf("node %s: its subnet changed from %s to %s\n%s", n.name(), n.Subnet, s.subnet(), l.logTail(n))
+	for _, f := range l.rec.families() {
+		if had, has := n.side(f).Subnet, s.subnet(f); had.IsValid() && had != has {
+			return fmt.Errorf("node %s: its subnet changed from %s to %s\n%s", n.name(), had, has, l.logTail(n))
+		}
 	}
 	return l.edit(func() {
-		n.Subnet, n.VtepMAC = s.subnet(), s.Node.VtepMAC
-		fmt.Fprintf(l.progress, "node %s: has %s (process %d)\n", n.name(), n.Subnet, n.Daemon.PID)
+		for _, f := range l.rec.families() {
+			n.side(f).Subnet, n.side(f).VtepMAC = s.subnet(f), s.Node.VtepMAC
+		}
+		n.Ready = true
+		fmt.Fprintf(l.progress, "node %s: has %v (process %d)\n", n.name(), n.subnets(), n.Daemon.PID)
 	})
 }
 
@@ -202,7 +226,7 @@ func (l *Lab) awaitPeers(ctx context.Context) error {
 			return nil
 		}
 		return l.await(ctx, n, fmt.Sprintf("a way to all of the %d others", len(want)-1), func(s status) bool {
-			return !slices.ContainsFunc(want, func(other *node) bool { return other != n && !s.reaches(other.Subnet) })
+			return !slices.ContainsFunc(want, func(other *node) bool { return other != n && !s.reaches(other) })
 		})
 	})
 	if err != nil {
@@ -227,10 +251,12 @@ func (l *Lab) wire(ctx context.Context, n *node) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if !n.Subnet.Contains(n.podIP(j)) {
-			return fmt.Errorf("pod %s: subnet %s has no room for it", n.pod(j), n.Subnet)
+		for _, f := range l.rec.families() {
+			if s := n.side(f); !s.Subnet.Contains(s.podIP(j)) {
+				return fmt.Errorf("pod %s: subnet %s has no room for it", n.pod(j), s.Subnet)
+			}
 		}
-		if err := setUpPod(n, j, l.rec.MTU); err != nil {
+		if err := l.rec.setUpPod(n, j); err != nil {
 			return err
 		}
 	}

@@ -125,14 +125,14 @@ func (l *Lab) build(ctx context.Context) error {
 	if err := l.makeNamespaces(ctx, l.rec.names()); err != nil {
 		return err
 	}
-	if err := setUpUnderlay(l.rec.Routed, l.rec.MTU); err != nil {
+	if err := l.rec.setUpUnderlay(); err != nil {
 		return fmt.Errorf("underlay: %w", err)
 	}
 	for _, n := range l.rec.Nodes {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := setUpNode(n, l.rec.Routed, l.rec.MTU); err != nil {
+		if err := l.rec.setUpNode(n); err != nil {
 			return err
 		}
 	}
@@ -198,9 +198,18 @@ func (l *Lab) startAll(ctx context.Context) error {
 }
 
 func (l *Lab) startKernelNode(n *node) error {
-	mac, err := setUpKernelNode(n, l.rec.MTU)
-	if err != nil {
-		return err
+	macs := map[family]string{}
+	for _, f := range l.rec.families() {
+		mac, err := l.rec.setUpVXLAN(n, f)
+		if err != nil {
+			return err
+		}
+		macs[f] = mac
 	}
-	return l.edit(func() { n.VtepMAC = mac })
+	return l.edit(func() {
+		for f, mac := range macs {
+			n.side(f).VtepMAC = mac
+		}
+		n.Ready = true
+	})
 }

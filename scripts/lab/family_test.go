@@ -1,0 +1,130 @@
+package lab
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/tulle-net/tulle/bench"
+)
+
+// Every family, with and without a router, carries everything between kernel nodes.
+func TestFamilies(t *testing.T) {
+	for _, family := range []string{FamilyV6, FamilyDual} {
+		for _, routed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s routed=%t", family, routed), func(t *testing.T) { testFamily(t, family, routed) })
+		}
+	}
+}
+
+func testFamily(t *testing.T, family string, routed bool) {
+	l := up(t, Config{Nodes: 3, Pods: 2, Kernel: kernelNodes(3), Family: family, Routed: routed})
+	families := len(familiesOf(family))
+	if pods, nodes := len(l.PodPairs()), len(l.NodePairs()); pods != 30*families || nodes != 18*families {
+		t.Errorf("%d pairs of pods, %d of nodes and pods in %d families", pods, nodes, families)
+	}
+	if l.PodMTU() != 1430 || len(l.Router()) != map[bool]int{true: 2 * families}[routed] {
+		t.Errorf("pods' MTU %d, router %v", l.PodMTU(), l.Router())
+	}
+	for _, on := range []bool{true, false} {
+		if err := l.SetOffloads(on); err != nil {
+			t.Fatal(err)
+		}
+		pingAll(t, l)
+		for _, p := range farPairs(l) {
+			ping(t, p, bench.Ping{Count: 3, Size: pingSize(p, l.PodMTU()), DF: true})
+			tooLong(t, p, bench.Ping{Size: pingSize(p, l.PodMTU()) + 1, DF: true})
+			ping(t, p, bench.Ping{Count: 3, Size: 4000})
+			transfer(t, p, 20<<20)
+			exchange(t, p, 64)
+			exchange(t, p, 9000)
+		}
+	}
+}
+
+// farPairs are the ways from the first pod of node 1 to the last of node 2, one in each family.
+func farPairs(l *Lab) (pairs []Pair) {
+	to := l.Nodes()[1].Pods
+	for _, a := range to[len(to)-1].Addrs() {
+		pairs = append(pairs, Pair{From: "tulle-n1-p1", To: to[len(to)-1].Namespace, Addr: a})
+	}
+	return pairs
+}
+
+// pingSize is the payload that fills an MTU.
+func pingSize(p Pair, mtu int) int {
+	if p.Addr.Is6() {
+		return mtu - 48
+	}
+	return mtu - 28
+}
+
+// tooLong demands that the sender is told instead of answered.
+func tooLong(t *testing.T, p Pair, opts bench.Ping) {
+	t.Helper()
+	opts.Timeout = 50 * time.Millisecond
+	pinger, err := pinger(p, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pinger.Close()
+	if r, err := pinger.Run(testContext(t)); err != nil || r.Received != 0 || r.Err == nil {
+		t.Errorf("%d bytes with DF, %s to %s: %+v, %v", opts.Size, p.From, p.Addr, r, err)
+	}
+}
+
+// A hop limit counts routers: the pod's node and its peer's, as with flannel's VXLAN.
+func TestHops(t *testing.T) {
+	l := up(t, Config{Nodes: 2, Pods: 1, Kernel: kernelNodes(2), Family: FamilyDual})
+	for _, p := range farPairs(l) {
+		if r := pingResult(t, p, bench.Ping{TTL: 3}); r.Received != 1 || r.TTL != 62 {
+			t.Errorf("ping %s with TTL 3: %+v, want an answer with 62 left", p.Addr, r)
+		}
+		if r := pingResult(t, p, bench.Ping{TTL: 2, Timeout: 50 * time.Millisecond}); r.Received != 0 {
+			t.Errorf("ping %s with TTL 2: %+v, want none", p.Addr, r)
+		}
+	}
+}
+
+func pingResult(t *testing.T, p Pair, opts bench.Ping) bench.PingResult {
+	t.Helper()
+	pinger, err := pinger(p, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pinger.Close()
+	r, err := pinger.Run(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// At rest a lab with IPv6 is silent: nobody looks for a router or a neighbour's address again.
+func TestQuiet(t *testing.T) {
+	l := up(t, Config{Nodes: 2, Pods: 1, Kernel: kernelNodes(2), Family: FamilyV6})
+	pingAll(t, l)
+	time.Sleep(3 * time.Second) // until the reports of MLD have been repeated
+	count := func() (n uint64) {
+		for _, ns := range []string{"tulle-n1", "tulle-n2", "tulle-n1-p1"} {
+			err := In(ns, func() error {
+				link, err := netlink.LinkByName("eth0")
+				if err == nil {
+					n += link.Attrs().Statistics.TxPackets
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return n
+	}
+	before := count()
+	time.Sleep(time.Second)
+	if after := count(); after != before {
+		t.Errorf("%d packets in a second of rest", after-before)
+	}
+}
