@@ -183,12 +183,13 @@ func TestCompileUDP(t *testing.T) {
 func TestPathMTU(t *testing.T) {
 	s := kernelUnderTest("10.244.1.0/24").with6("fd00:244:0:1::/64", false).State
 	s.Peers = dualPeers()[:3]
+	s.Limits = [2]int{1450, 1430}
 	s.PathMTU = map[netip.Addr]int{netip.MustParseAddr("192.0.2.4"): 1372, netip.MustParseAddr("2001:db8::3"): 8000}
 	set, _, err := Compile(1, s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for addr, want := range map[string]int{"10.244.4.1": 1372, "fd00:244:0:4::1": 1430, "fd00:244:0:3::1": 1430, "10.244.2.1": 1430} {
+	for addr, want := range map[string]int{"10.244.4.1": 1372, "fd00:244:0:4::1": 1430, "fd00:244:0:3::1": 1430, "10.244.2.1": 1450} {
 		if got := set.Lookup(netip.MustParseAddr(addr)).Peer.MTU; got != want {
 			t.Errorf("%s: MTU %d, want %d", addr, got, want)
 		}
