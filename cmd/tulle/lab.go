@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -53,8 +50,7 @@ func (v *oneValue) check() error {
 func newLabUpCommand(dir *string) *cobra.Command {
 	var config lab.Config
 	var kernel []int
-	ones := []*oneValue{{name: "backend", supported: "vxlan"}, {name: "underlay", supported: "udp"},
-		{name: "device", supported: "tap"}, {name: "family", supported: "v4"}}
+	ones := []*oneValue{{name: "underlay", supported: "udp"}, {name: "device", supported: "tap"}}
 	c := &cobra.Command{
 		Use:   "up --nodes N --pods M",
 		Short: "build a lab and start its daemons",
@@ -75,10 +71,13 @@ func newLabUpCommand(dir *string) *cobra.Command {
 	f := c.Flags()
 	f.IntVar(&config.Nodes, "nodes", 2, "number of nodes")
 	f.IntVar(&config.Pods, "pods", 1, "number of pods on each node")
-	f.IntVar(&config.MTU, "mtu", lab.DefaultMTU, "MTU of the underlay, bytes; pods have 50 less")
+	f.IntVar(&config.MTU, "mtu", lab.DefaultMTU, "MTU of the underlay, bytes; pods have 50 less, 70 with IPv6, 28 with udp")
+	f.StringVar(&config.Family, "family", lab.FamilyV4, "addresses of underlay and pods: v4, v6 or dual")
+	f.StringVar(&config.Backend, "backend", lab.BackendVXLAN, "how packets get from node to node: vxlan, or udp (flannel's)")
 	f.StringVar(&config.Store, "store", lab.StoreGossip, "where nodes learn of each other: gossip, or file (fixed subnets and one list of peers)")
 	f.BoolVar(&config.Routed, "routed", false, "put even nodes on an underlay segment of their own, behind a router")
-	f.IntSliceVar(&kernel, "kernel", nil, "numbers of nodes that are a kernel VXLAN device, set up as flannel's, without daemon")
+	f.IntSliceVar(&kernel, "kernel", nil, "numbers of nodes without daemon: kernel VXLAN devices, set up as flannel's, or with --backend udp a flannelpeer")
+	f.StringVar(&config.FlannelPeer, "flannel-peer", "", "the flannelpeer binary (go build ./scripts/lab/flannelpeer), for --kernel with --backend udp")
 	for _, v := range ones {
 		f.StringVar(&v.value, v.name, v.supported, "only "+v.supported+" today")
 	}
@@ -145,7 +144,7 @@ func newLabAddCommand(dir *string) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("tulle lab add: %w", err)
 			}
-			fmt.Fprintf(c.ErrOrStderr(), "node %s is up with %s: all nodes know each other %v after its start\n", n.Name, n.Subnet,
+			fmt.Fprintf(c.ErrOrStderr(), "node %s is up with %s: all nodes know each other %v after its start\n", n.Name, subnetsOf(n),
 				l.Converged().Round(time.Millisecond))
 			return nil
 		},
@@ -239,129 +238,4 @@ func newLabDownCommand(dir *string) *cobra.Command {
 			return nil
 		},
 	}
-}
-
-// labStatus is the JSON of `tulle lab status`.
-type labStatus struct {
-	SchemaVersion int        `json:"schemaVersion"`
-	Dir           string     `json:"dir"`
-	Created       time.Time  `json:"created"`
-	MTU           int        `json:"mtu"`
-	Store         string     `json:"store"`
-	Router        *labRouter `json:"router,omitempty"` // only of a routed lab
-	Nodes         []labNode  `json:"nodes"`
-}
-
-type labRouter struct {
-	Namespace string   `json:"namespace"`
-	Addrs     []string `json:"addrs"` // one on each segment
-}
-
-type labNode struct {
-	Name      string   `json:"name"`
-	Namespace string   `json:"namespace"`
-	Kernel    bool     `json:"kernel"`
-	RunDir    string   `json:"runDir,omitempty"`
-	Log       string   `json:"log,omitempty"`
-	PID       int      `json:"pid"`
-	Alive     bool     `json:"alive"`
-	Subnet    string   `json:"subnet"` // empty while the daemon has none
-	PublicIP  string   `json:"publicIP"`
-	VtepMAC   string   `json:"vtepMAC"`
-	Command   []string `json:"command"`
-	Pods      []labPod `json:"pods"`
-}
-
-type labPod struct {
-	Namespace string `json:"namespace"`
-	Addr      string `json:"addr"`
-}
-
-func newLabStatusCommand(dir *string) *cobra.Command {
-	var output string
-	c := &cobra.Command{
-		Use:   "status",
-		Short: "say what the lab consists of and whether its daemons live",
-		Args:  noArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return usageError("tulle lab status: -o %s: no such format (have: table, json)", output)
-			}
-			l, err := openLab("tulle lab status", *dir)
-			if err != nil {
-				return err
-			}
-			return printLabStatus(c.OutOrStdout(), l, output)
-		},
-	}
-	c.Flags().StringVarP(&output, "output", "o", "table", "table or json")
-	return c
-}
-
-func printLabStatus(w io.Writer, l *lab.Lab, output string) error {
-	s, dead := readLabStatus(l)
-	var err error
-	if output == "json" {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		err = e.Encode(s)
-	} else {
-		err = s.table(w)
-	}
-	if err != nil {
-		return fmt.Errorf("tulle lab status: %w", err)
-	}
-	if len(dead) > 0 {
-		return &exitError{exitUnhealthy, fmt.Errorf("tulle lab status: no daemon runs on %s: see its log in %s",
-			strings.Join(dead, ", "), l.Dir())}
-	}
-	return nil
-}
-
-func readLabStatus(l *lab.Lab) (s labStatus, dead []string) {
-	s = labStatus{SchemaVersion: 1, Dir: l.Dir(), Created: l.Created(), MTU: l.MTU(), Store: l.Store(), Nodes: []labNode{}}
-	if addrs := l.Router(); addrs != nil {
-		s.Router = &labRouter{Namespace: lab.RouterNamespace}
-		for _, a := range addrs {
-			s.Router.Addrs = append(s.Router.Addrs, a.String())
-		}
-	}
-	for _, n := range l.Nodes() {
-		v := labNode{Name: n.Name, Namespace: n.Namespace, Kernel: n.Kernel, RunDir: n.RunDir, Log: n.LogFile, PID: n.PID,
-			Alive: n.Alive, PublicIP: n.PublicIP.String(), VtepMAC: n.VtepMAC,
-			Command: append([]string{}, n.Args...), Pods: []labPod{}}
-		if n.Subnet.IsValid() {
-			v.Subnet = n.Subnet.String()
-		}
-		for _, p := range n.Pods {
-			v.Pods = append(v.Pods, labPod{p.Namespace, p.Addr.String()})
-		}
-		if !n.Kernel && !n.Alive {
-			dead = append(dead, n.Name)
-		}
-		s.Nodes = append(s.Nodes, v)
-	}
-	return s, dead
-}
-
-func (s labStatus) table(w io.Writer) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAMESPACE\tADDRESS\tSUBNET\tDAEMON\tRUN DIR")
-	if s.Router != nil {
-		fmt.Fprintf(t, "%s\t%s\t\tnone (router)\t\n", s.Router.Namespace, strings.Join(s.Router.Addrs, ","))
-	}
-	for _, n := range s.Nodes {
-		daemon := fmt.Sprintf("process %d", n.PID)
-		switch {
-		case n.Kernel:
-			daemon = "none (kernel VXLAN)"
-		case !n.Alive:
-			daemon = "dead"
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", n.Namespace, n.PublicIP, n.Subnet, daemon, n.RunDir)
-		for _, p := range n.Pods {
-			fmt.Fprintf(t, "%s\t%s\t\t\t\n", p.Namespace, p.Addr)
-		}
-	}
-	return t.Flush()
 }

@@ -22,9 +22,11 @@ const limit = 60 * time.Second
 
 func main() {
 	tulle := flag.String("tulle", "bin/tulle", "the binary to show")
-	bytes := flag.Int64("bytes", 1<<30, "size of the TCP transfer")
+	bytes := flag.Int64("bytes", 1<<30, "size of the TCP transfer; with two families, of both together")
 	dir := flag.String("dir", "/run/tulle-demo", "directory of the lab")
 	store := flag.String("store", lab.StoreGossip, "where the nodes learn of each other: gossip or file")
+	family := flag.String("family", lab.FamilyV4, "addresses of underlay and pods: v4, v6 or dual")
+	backend := flag.String("backend", lab.BackendVXLAN, "how packets get from node to node: vxlan or udp")
 	routed := flag.Bool("routed", false, "put a router between the nodes")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -41,7 +43,8 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	c := lab.Config{Dir: *dir, Nodes: 3, Pods: 2, Store: *store, Routed: *routed, Executable: *tulle, Ephemeral: true, Progress: os.Stderr}
+	c := lab.Config{Dir: *dir, Nodes: 3, Pods: 2, Store: *store, Family: *family, Backend: *backend, Routed: *routed,
+		Executable: *tulle, Ephemeral: true, Progress: os.Stderr}
 	if err := c.Check(); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(2)
@@ -59,8 +62,8 @@ func run(ctx context.Context, c lab.Config, bytes int64) bool {
 		return false
 	}
 	start := l.Created()
-	fmt.Printf("✓ lab: %d nodes with %d pods each; %v after the last daemon's start all know all (store: %s)\n", c.Nodes, c.Pods,
-		l.Converged().Round(time.Millisecond), l.Store())
+	fmt.Printf("✓ lab: %d nodes with %d pods each; %v after the last daemon's start all know all (store %s, family %s, backend %s)\n",
+		c.Nodes, c.Pods, l.Converged().Round(time.Millisecond), l.Store(), l.Family(), l.Backend())
 	d := &demo{lab: l, nodes: l.Nodes(), bytes: bytes}
 	ok := d.steps(ctx, start.Add(limit))
 	if !ok {
@@ -71,25 +74,28 @@ func run(ctx context.Context, c lab.Config, bytes int64) bool {
 		return false
 	}
 	elapsed := time.Since(start).Round(100 * time.Millisecond)
-	fmt.Printf("%s: ping median RTT %v, TCP %.2f Gb/s (reading the source and hashing at both ends included), elapsed %v\n",
-		map[bool]string{true: "all passed", false: "FAILED"}[ok], d.rtt.Round(time.Microsecond), d.gbps, elapsed)
+	fmt.Printf("%s: ping median RTT %s, TCP %s Gb/s (reading the source and hashing at both ends included), elapsed %v\n",
+		map[bool]string{true: "all passed", false: "FAILED"}[ok], strings.Join(d.rtt, ", "), strings.Join(d.gbps, ", "), elapsed)
 	return ok
 }
 
 func (d *demo) steps(ctx context.Context, end time.Time) bool {
 	ctx, cancel := context.WithDeadlineCause(ctx, end, fmt.Errorf("the demo takes longer than %v", limit))
 	defer cancel()
+	exchange := func(size int) func(context.Context, int) (string, error) {
+		return func(ctx context.Context, f int) (string, error) { return d.exchange(ctx, f, size) }
+	}
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) (string, error)
 	}{
 		{"ping every pod from every other pod", d.pingPods},
 		{"ping every pod from every node", d.pingNodes},
-		{"round trip between pods of two nodes", d.latency},
-		{"TCP between pods of two nodes", d.transfer},
-		{"UDP, 64 bytes", func(ctx context.Context) (string, error) { return d.exchange(ctx, 64) }},
-		{"UDP, 9000 bytes in fragments", func(ctx context.Context) (string, error) { return d.exchange(ctx, 9000) }},
-		{"no daemon, no packets: SIGSTOP, then SIGCONT", d.pause},
+		{"round trip between pods of two nodes", d.eachFamily(d.latency)},
+		{"TCP between pods of two nodes", d.eachFamily(d.transfer)},
+		{"UDP, 64 bytes", d.eachFamily(exchange(64))},
+		{"UDP, 9000 bytes in fragments", d.eachFamily(exchange(9000))},
+		{"no daemon, no packets: SIGSTOP, then SIGCONT", d.eachFamily(d.pause)},
 		{"every packet accounted for", d.ledger},
 	} {
 		detail, err := step.run(ctx)

@@ -17,19 +17,37 @@ import (
 
 const parallel = 6 // pings at a time
 
-// demo is one run. rtt and gbps are what the summary shows.
+// demo is one run. rtt and gbps are what the summary shows, of each family.
 type demo struct {
 	lab   *lab.Lab
 	nodes []lab.Node
-	bytes int64
-	rtt   time.Duration
-	gbps  float64
+	bytes int64 // of all families together
+	rtt   []string
+	gbps  []string
 }
 
-// far goes from the first pod of the first node to the first pod of another.
-func (d *demo) far(number int) lab.Pair {
+// families is the number of them; each step of one family is given its place.
+func (d *demo) families() int { return len(d.nodes[0].Pods[0].Addrs()) }
+
+// eachFamily makes one step of a step for every family of the lab.
+func (d *demo) eachFamily(step func(context.Context, int) (string, error)) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		var details []string
+		for f := range d.families() {
+			detail, err := step(ctx, f)
+			if err != nil {
+				return "", fmt.Errorf("%s: %w", d.far(f, 2).Addr, err)
+			}
+			details = append(details, detail)
+		}
+		return strings.Join(details, "; IPv6: "), nil
+	}
+}
+
+// far goes from the first pod of the first node to an address of the first pod of another.
+func (d *demo) far(f, number int) lab.Pair {
 	to := d.nodes[number-1].Pods[0]
-	return lab.Pair{From: d.nodes[0].Pods[0].Namespace, To: to.Namespace, Addr: to.Addr}
+	return lab.Pair{From: d.nodes[0].Pods[0].Namespace, To: to.Namespace, Addr: to.Addrs()[f]}
 }
 
 func (d *demo) pingPods(ctx context.Context) (string, error)  { return pingAll(ctx, d.lab.PodPairs()) }
@@ -82,15 +100,16 @@ func pingWhole(ctx context.Context, p lab.Pair, opts bench.Ping) (bench.PingResu
 	return r, err
 }
 
-func (d *demo) latency(ctx context.Context) (string, error) {
-	r, err := pingWhole(ctx, d.far(2), bench.Ping{Count: 200, Interval: 5 * time.Millisecond, Size: 56})
-	d.rtt = r.Median()
+func (d *demo) latency(ctx context.Context, f int) (string, error) {
+	r, err := pingWhole(ctx, d.far(f, 2), bench.Ping{Count: 200, Interval: 5 * time.Millisecond, Size: 56})
 	us := time.Microsecond
-	return fmt.Sprintf("200 of 200, min %v median %v max %v", r.Min().Round(us), d.rtt.Round(us), r.Max().Round(us)), err
+	d.rtt = append(d.rtt, r.Median().Round(us).String())
+	return fmt.Sprintf("200 of 200, min %v median %v max %v", r.Min().Round(us), r.Median().Round(us), r.Max().Round(us)), err
 }
 
-// transfer sends random bytes and holds the daemons' counters against what was sent.
-func (d *demo) transfer(ctx context.Context) (string, error) {
+// transfer sends the family's part of the random bytes and holds the daemons' counters against what was sent.
+func (d *demo) transfer(ctx context.Context, f int) (string, error) {
+	bytes := d.bytes / int64(d.families())
 	source, err := os.Open("/dev/urandom")
 	if err != nil {
 		return "", err
@@ -100,21 +119,21 @@ func (d *demo) transfer(ctx context.Context) (string, error) {
 	if before, err = d.twoStatuses(ctx); err != nil {
 		return "", err
 	}
-	from, to, err := d.far(2).TCP(ctx)
+	from, to, err := d.far(f, 2).TCP(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer from.Close()
 	defer to.Close()
-	r, err := bench.Transfer(ctx, source, d.bytes, from, to)
+	r, err := bench.Transfer(ctx, source, bytes, from, to)
 	if err != nil {
 		return "", err
 	}
-	d.gbps = r.Gbps()
+	d.gbps = append(d.gbps, fmt.Sprintf("%.2f", r.Gbps()))
 	if after, err = d.twoStatuses(ctx); err != nil {
 		return "", err
 	}
-	if err := d.checkCounters(before, after); err != nil {
+	if err := d.checkCounters(before, after, bytes); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%d bytes of /dev/urandom in %v, SHA-256 equal (%x...), both daemons counted them", r.Received,
@@ -122,7 +141,7 @@ func (d *demo) transfer(ctx context.Context) (string, error) {
 }
 
 // checkCounters holds the counters of the sender's and the receiver's daemon against the size of the transfer.
-func (d *demo) checkCounters(before, after [2]status) error {
+func (d *demo) checkCounters(before, after [2]status, sent int64) error {
 	for _, c := range []struct {
 		node  int
 		what  string
@@ -133,16 +152,16 @@ func (d *demo) checkCounters(before, after [2]status) error {
 		{1, "underlay in", after[1].port("underlay").BytesIn - before[1].port("underlay").BytesIn},
 		{1, "tap out", after[1].port("tap").BytesOut - before[1].port("tap").BytesOut},
 	} {
-		if c.bytes < d.bytes {
-			return fmt.Errorf("%d bytes sent, but the daemon of %s counts %d %s", d.bytes, d.nodes[c.node].Name, c.bytes, c.what)
+		if c.bytes < sent {
+			return fmt.Errorf("%d bytes sent, but the daemon of %s counts %d %s", sent, d.nodes[c.node].Name, c.bytes, c.what)
 		}
 	}
 	return nil
 }
 
-func (d *demo) exchange(ctx context.Context, size int) (string, error) {
+func (d *demo) exchange(ctx context.Context, f, size int) (string, error) {
 	const count = 100
-	from, to, err := d.far(3).UDP()
+	from, to, err := d.far(f, 3).UDP()
 	if err != nil {
 		return "", err
 	}
@@ -156,8 +175,8 @@ func (d *demo) exchange(ctx context.Context, size int) (string, error) {
 }
 
 // pause proves that the daemon carries the packets: pings through it fail exactly while it is stopped.
-func (d *demo) pause(ctx context.Context) (detail string, err error) {
-	through, past := d.far(2), d.far(3)
+func (d *demo) pause(ctx context.Context, f int) (detail string, err error) {
+	through, past := d.far(f, 2), d.far(f, 3)
 	if err := d.lab.SignalNode(2, syscall.SIGSTOP); err != nil {
 		return "", err
 	}

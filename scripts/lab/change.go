@@ -61,7 +61,7 @@ func (l *Lab) Settle(ctx context.Context, number int) error {
 // no node of this lab ever had. On any error what was made is removed again.
 func (l *Lab) AddNode(ctx context.Context) (Node, error) { return l.add(ctx, false) }
 
-// AddKernelNode is AddNode for a kernel VXLAN device. The lab's daemons must read a peers file: they do in a lab on files
+// AddKernelNode is AddNode for a node that has what flannel has, see Node.Kernel. The lab's daemons must read a peers file: they do in a lab on files
 // and in one that was made with a kernel node.
 func (l *Lab) AddKernelNode(ctx context.Context) (Node, error) { return l.add(ctx, true) }
 
@@ -92,6 +92,8 @@ func (r *record) canAdd(kernel bool) error {
 		return fmt.Errorf("the lab has had %d nodes, that is all", maxNodes)
 	case !kernel && r.Executable == "":
 		return errors.New("the lab was made without an executable for daemons")
+	case kernel && r.Backend == BackendUDP && r.FlannelPeer == "":
+		return errors.New("the lab was made without an executable for nodes without daemon (flannelpeer)")
 	case kernel && !r.StaticPeers:
 		return errors.New("the lab's daemons read no peers file: make the lab with a kernel node from the start")
 	}

@@ -63,7 +63,7 @@ func (c Config) Check() error {
 		{"backend", c.Backend, []string{BackendVXLAN, BackendUDP}},
 	} {
 		if choice.value != "" && !slices.Contains(choice.have, choice.value) {
-			return fmt.Errorf("%s %s: no such %[1]s (have: %s)", choice.what, choice.value, strings.Join(choice.have, ", "))
+			return fmt.Errorf("%s %s: no such %s (have: %s)", choice.what, choice.value, choice.what, strings.Join(choice.have, ", "))
 		}
 	}
 	if c.Backend == BackendUDP && slices.Contains(familiesOf(c.Family), ipv6) {

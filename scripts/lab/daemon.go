@@ -17,40 +17,48 @@ func (n *node) runDir(lab string) string   { return filepath.Join(n.dir(lab), "r
 func (n *node) stateDir(lab string) string { return filepath.Join(n.dir(lab), "state") }
 func (n *node) logFile(lab string) string  { return filepath.Join(n.dir(lab), "log") }
 
-// start runs node n's daemon in its namespace, in a session of its own so that a terminal's signals pass it by.
+// start runs node n's daemon.
 func (l *Lab) start(n *node) error {
 	for _, d := range []string{n.runDir(l.dir), n.stateDir(l.dir)} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
-	log, err := os.OpenFile(n.logFile(l.dir), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	seed := l.rec.seed(n)
+	daemon, argv, err := l.launch(n, l.rec.Executable, l.rec.daemonArgs(n, seed))
 	if err != nil {
 		return err
 	}
+	return l.edit(func() {
+		n.Daemon, n.Args, n.Seed = daemon, argv, seed.Number
+		if !n.MayFail {
+			l.started = time.Now()
+		}
+	})
+}
+
+// launch runs a program in a node's namespace, in a session of its own so that a terminal's signals pass it by.
+func (l *Lab) launch(n *node, path string, args []string) (started process, argv []string, err error) {
+	log, err := os.OpenFile(n.logFile(l.dir), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return started, nil, err
+	}
 	defer log.Close()
-	seed := l.rec.seed(n)
-	cmd := exec.Command(l.rec.Executable, l.rec.daemonArgs(n, seed)...)
+	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), l.rec.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := In(n.namespace(), cmd.Start); err != nil {
-		return fmt.Errorf("node %s: start daemon: %w", n.name(), err)
+		return started, nil, fmt.Errorf("node %s: start daemon: %w", n.name(), err)
 	}
 	exit := make(chan struct{})
 	l.exits[n.Number] = exit
 	// Ends with the process; Down and RemoveNode end that, and wait for exit.
 	go func() { cmd.Wait(); close(exit) }()
-	daemon, err := identify(cmd.Process.Pid)
-	if err != nil && !n.MayFail {
-		return fmt.Errorf("node %s: %w at once\n%s", n.name(), errEnded, l.logTail(n))
+	if started, err = identify(cmd.Process.Pid); err != nil && !n.MayFail {
+		return started, nil, fmt.Errorf("node %s: %w at once\n%s", n.name(), errEnded, l.logTail(n))
 	}
-	return l.edit(func() {
-		n.Daemon, n.Args, n.Seed = daemon, cmd.Args, seed.Number
-		if !n.MayFail {
-			l.started = time.Now()
-		}
-	})
+	return started, cmd.Args, nil
 }
 
 func (r *record) daemonArgs(n, seed *node) []string {
@@ -79,7 +87,7 @@ func (r *record) seed(n *node) *node {
 		if other.Number == n.Seed {
 			return other
 		}
-		if other.Daemon.alive() && !other.MayFail {
+		if other.Daemon.alive() && !other.MayFail && !other.Kernel {
 			first = other
 		}
 	}

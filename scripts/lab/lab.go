@@ -72,10 +72,10 @@ type Node struct {
 	IPv6Subnet netip.Prefix
 	VTEPv6     netip.Addr
 	VtepMACv6  string // a kernel node has one device for each family
-	RunDir     string // empty for a kernel node, as LogFile and Args
-	LogFile    string
-	Kernel     bool // no daemon, but what a node of flannel has: kernel VXLAN devices or, with BackendUDP, flannelpeer
-	PID        int  // of the daemon; 0 for a kernel node and for a stopped one
+	RunDir     string // empty for a kernel node, as Args
+	LogFile    string // empty for a node without a process
+	Kernel     bool   // no daemon, but what a node of flannel has: kernel VXLAN devices or, with BackendUDP, flannelpeer
+	PID        int    // of the daemon; 0 for a kernel node and for a stopped one
 	Alive      bool
 	Args       []string // command line of the daemon
 	Pods       []Pod
@@ -172,9 +172,12 @@ func (r *record) view(n *node) Node {
 	v := Node{Number: n.Number, Name: n.name(), Namespace: n.namespace(),
 		PublicIP: n.V4.PublicIP, Subnet: n.V4.Subnet, VTEP: n.V4.vtepIP(), VtepMAC: n.V4.VtepMAC,
 		PublicIPv6: n.V6.PublicIP, IPv6Subnet: n.V6.Subnet, VTEPv6: n.V6.vtepIP(), VtepMACv6: n.V6.VtepMAC,
-		Kernel: n.Kernel, PID: n.Daemon.PID, Alive: n.Daemon.alive(), Args: slices.Clone(n.Args)}
+		Kernel: n.Kernel}
 	if !n.Kernel {
-		v.RunDir, v.LogFile = n.runDir(r.Dir), n.logFile(r.Dir)
+		v.RunDir, v.PID, v.Alive, v.Args = n.runDir(r.Dir), n.Daemon.PID, n.Daemon.alive(), slices.Clone(n.Args)
+	}
+	if r.hasDir(n) {
+		v.LogFile = n.logFile(r.Dir)
 	}
 	if n.Wired {
 		for j := 1; j <= r.Pods; j++ {

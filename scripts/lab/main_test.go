@@ -77,10 +77,14 @@ func isolate() error {
 
 func roleArgs() []string { return strings.Split(os.Getenv(roleVariable), ",")[1:] }
 
-// upRole makes a lab in the directory given, says so on stdout, and waits to be killed.
+// upRole makes a lab in the directory given, says so on stdout, and waits to be killed. With the path of a flannelpeer it is a
+// lab of such.
 func upRole() int {
 	args := roleArgs()
 	c := fakeConfig(args[0], args[2])
+	if len(args) > 3 {
+		c.Kernel, c.Backend, c.FlannelPeer, c.Env = kernelNodes(c.Nodes), BackendUDP, args[3], nil
+	}
 	c.Ephemeral = args[1] == "ephemeral"
 	if _, err := Up(context.Background(), c); err != nil {
 		fmt.Fprintln(os.Stderr, err)

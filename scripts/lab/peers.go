@@ -119,6 +119,9 @@ func (r *record) peerOf(n *node) peer {
 
 // programKernelNode tells a kernel node of all others.
 func (l *Lab) programKernelNode(n *node) error {
+	if l.rec.Backend == BackendUDP {
+		return l.programFlannel(n)
+	}
 	for _, f := range l.rec.families() {
 		if err := l.rec.programVXLAN(n, f); err != nil {
 			return err

@@ -55,9 +55,9 @@ type node struct {
 	Ready    bool     `json:"ready"`   // its sides are whole: what a daemon says or the kernel chose is in them
 	V4       side     `json:"v4"`
 	V6       side     `json:"v6"`
-	Wired    bool     `json:"wired"` // its pods are linked to it
-	Seed     int      `json:"seed"`  // number of the node that its daemon joins
-	Daemon   process  `json:"daemon"`
+	Wired    bool     `json:"wired"`    // its pods are linked to it
+	Seed     int      `json:"seed"`     // number of the node that its daemon joins
+	Daemon   process  `json:"daemon"`   // or flannelpeer
 	MoreArgs []string `json:"moreArgs"` // after the record's NodeArgs
 	Args     []string `json:"args"`     // the daemon's command line
 }
@@ -169,10 +169,13 @@ func (r *record) add(n *node) {
 	for _, name := range r.namespacesOf(n) {
 		r.Namespaces = append(r.Namespaces, namespace{Name: name})
 	}
-	if !n.Kernel {
+	if r.hasDir(n) {
 		r.Paths = append(r.Paths, n.dir(r.Dir))
 	}
 }
+
+// hasDir says that n has a directory, for its process.
+func (r *record) hasDir(n *node) bool { return !n.Kernel || r.Backend == BackendUDP }
 
 // namespacesOf lists the names of n's own namespace and of its pods'.
 func (r *record) namespacesOf(n *node) []string {
@@ -185,14 +188,14 @@ func (r *record) namespacesOf(n *node) []string {
 
 // only is the part of r that is about n.
 func (r *record) only(n *node) *record {
-	own := &record{Dir: r.Dir, Nodes: []*node{n}}
+	own := &record{Dir: r.Dir, Backend: r.Backend, Nodes: []*node{n}}
 	names := r.namespacesOf(n)
 	for _, ns := range r.Namespaces {
 		if slices.Contains(names, ns.Name) {
 			own.Namespaces = append(own.Namespaces, ns)
 		}
 	}
-	if !n.Kernel {
+	if r.hasDir(n) {
 		own.Paths = []string{n.dir(r.Dir)}
 	}
 	return own

@@ -198,6 +198,15 @@ func (l *Lab) startAll(ctx context.Context) error {
 }
 
 func (l *Lab) startKernelNode(n *node) error {
+	if l.rec.Backend == BackendUDP {
+		if err := os.MkdirAll(n.dir(l.dir), 0o755); err != nil {
+			return err
+		}
+		if err := l.writeFlannelPeers(n); err != nil {
+			return err
+		}
+		return l.startFlannel(n)
+	}
 	macs := map[family]string{}
 	for _, f := range l.rec.families() {
 		mac, err := l.rec.setUpVXLAN(n, f)
