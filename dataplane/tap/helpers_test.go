@@ -33,6 +33,8 @@ const tapName = "tulle-t0"
 var (
 	kernelAddr = net.IPv4(10, 9, 0, 1)
 	farAddr    = net.IPv4(10, 9, 0, 2)
+	kernel6    = net.ParseIP("fd09::1")
+	far6       = net.ParseIP("fd09::2")
 	farMAC     = net.HardwareAddr{2, 0, 0, 0, 0, 9}
 )
 
@@ -68,10 +70,12 @@ func openTAP(t *testing.T, queues int, local, remote net.IP, remoteMAC net.Hardw
 		t.Fatal(err)
 	}
 	address := &netlink.Addr{IPNet: &net.IPNet{IP: local, Mask: net.CIDRMask(24, 32)}}
-	neighbour := &netlink.Neigh{
-		LinkIndex: link.Attrs().Index, IP: remote, HardwareAddr: remoteMAC, State: netlink.NUD_PERMANENT, Family: netlink.FAMILY_V4,
+	if local.To4() == nil {
+		address.Mask, address.Flags = net.CIDRMask(64, 128), unix.IFA_F_NODAD
+		err = os.WriteFile("/proc/sys/net/ipv6/conf/"+tapName+"/disable_ipv6", []byte("0"), 0)
 	}
-	err = errors.Join(netlink.AddrAdd(link, address), netlink.LinkSetUp(link), netlink.NeighSet(neighbour))
+	neighbour := &netlink.Neigh{LinkIndex: link.Attrs().Index, IP: remote, HardwareAddr: remoteMAC, State: netlink.NUD_PERMANENT}
+	err = errors.Join(err, netlink.AddrAdd(link, address), netlink.LinkSetUp(link), netlink.NeighSet(neighbour))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package tap_test
 import (
 	"bytes"
 	"errors"
+	"net"
 	"testing"
 	"time"
 
@@ -93,6 +94,25 @@ func TestReadMany(t *testing.T) {
 	}
 }
 
+// segmentingSocket is a kernel socket that sends with UDP_SEGMENT.
+func segmentingSocket(t *testing.T, local net.IP, size int) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: local})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // UDP_SEGMENT sends cross the TAP whole (USO), and their segments are what the kernel would
 // have cut.
 func TestReadUSO(t *testing.T) {
@@ -100,16 +120,8 @@ func TestReadUSO(t *testing.T) {
 	if d.Offloads&unix.TUN_F_USO4 == 0 {
 		t.Fatalf("offloads %v: these tests need Linux 6.2 or later", d.Offloads.Names())
 	}
-	c, b := kernelSocket(t), packet.NewBatch(1<<20)
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
 	const size, total = 1000, 20500
-	raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, b := segmentingSocket(t, kernelAddr, size), packet.NewBatch(1<<20)
 	sendTo(t, c, pattern(total), 4000)
 	frames := read(t, d.Queues[0], b)
 	f := frames[0]
@@ -125,6 +137,41 @@ func TestReadUSO(t *testing.T) {
 		}
 		checkUDP(t, append(header, payload...), pattern(total)[at:min(at+size, total)], 4000)
 	}
+}
+
+// The same with IPv6 (USO6), as the device hands it over.
+func TestReadUSO6(t *testing.T) {
+	inNamespace(t)
+	d, _ := openTAP(t, 1, kernel6, far6, farMAC)
+	const size, total, headers = 1000, 20500, 14 + 40 + 8
+	c := segmentingSocket(t, kernel6, size)
+	if _, err := c.WriteToUDP(pattern(total), &net.UDPAddr{IP: far6, Port: 4000}); err != nil {
+		t.Fatal(err)
+	}
+	f := readTo(t, d.Queues[0], packet.NewBatch(1<<20), far6)
+	want := packet.VNet{Flags: packet.VNetNeedsCsum, GSOType: packet.GSOUDPL4, GSOSize: size, CsumStart: 14 + 40, CsumOffset: 6}
+	f.VNet.HdrLen = 0
+	if f.VNet != want || f.Len() != headers+total || !bytes.Equal(f.Bytes()[headers:], pattern(total)) {
+		t.Errorf("%d bytes, want %d; %+v, want %+v", f.Len(), headers+total, f.VNet, want)
+	}
+}
+
+// readTo reads until a frame to an IPv6 address comes, past what the kernel says to its neighbours.
+func readTo(t *testing.T, q *tap.Queue, b *packet.Batch, to net.IP) *packet.Frame {
+	t.Helper()
+	for readable(q.FD(), 2*time.Second) {
+		b.Reset()
+		if _, err := q.Read(b); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range b.Frames {
+			if data := f.Bytes(); len(data) >= 54 && bytes.Equal(data[38:54], to) {
+				return f
+			}
+		}
+	}
+	t.Fatalf("no frame to %s", to)
+	return nil
 }
 
 // The largest frame there is: 65521 is the largest MTU of a TAP.

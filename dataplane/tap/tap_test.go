@@ -181,9 +181,9 @@ func TestOpenResetsVNetHeader(t *testing.T) {
 	checkUDP(t, f.Bytes(), pattern(100), 4000)
 }
 
-// forward moves frames between two queues as they are, until one is gone, and counts TSO
-// super-packets.
-func forward(from, to *tap.Queue, tso *int, done chan<- error) {
+// forward moves frames between two queues as they are, until one is gone, and counts super-packets
+// of the GSO type.
+func forward(from, to *tap.Queue, gsoType uint8, tso *int, done chan<- error) {
 	b := packet.NewBatch(1 << 21)
 	for {
 		readable(from.FD(), 100*time.Millisecond)
@@ -193,7 +193,8 @@ func forward(from, to *tap.Queue, tso *int, done chan<- error) {
 			return
 		}
 		for _, f := range b.Frames {
-			if f.Parse() == packet.None && f.VNet.GSOType == packet.GSOTCPv4 && f.Segments > 1 {
+			locate(f)
+			if f.VNet.GSOType == gsoType && f.Len() > 2000 {
 				*tso++
 			}
 		}
@@ -207,8 +208,12 @@ func forward(from, to *tap.Queue, tso *int, done chan<- error) {
 // A TCP connection between two kernels whose TAPs are joined here: what TSO leaves undone
 // crosses both TAPs and every byte arrives.
 func TestTSO(t *testing.T) {
+	t.Run("IPv4", func(t *testing.T) { checkTSO(t, []net.IP{kernelAddr, farAddr}, packet.GSOTCPv4) })
+	t.Run("IPv6", func(t *testing.T) { checkTSO(t, []net.IP{kernel6, far6}, packet.GSOTCPv6) })
+}
+
+func checkTSO(t *testing.T, addrs []net.IP, gsoType uint8) {
 	macs := []net.HardwareAddr{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}}
-	addrs := []net.IP{kernelAddr, farAddr}
 	var devices [2]*tap.Device
 	var spaces [2]netns.NsHandle
 	for i := range devices {
@@ -222,8 +227,8 @@ func TestTSO(t *testing.T) {
 	listener := listen(t, addrs[1]) // still in the second namespace
 	var tso [2]int
 	done := make(chan error, 2)
-	go forward(devices[0].Queues[0], devices[1].Queues[0], &tso[0], done)
-	go forward(devices[1].Queues[0], devices[0].Queues[0], &tso[1], done)
+	go forward(devices[0].Queues[0], devices[1].Queues[0], gsoType, &tso[0], done)
+	go forward(devices[1].Queues[0], devices[0].Queues[0], gsoType, &tso[1], done)
 	if err := netns.Set(spaces[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -244,9 +249,23 @@ func TestTSO(t *testing.T) {
 	}
 }
 
+// locate sets what Write needs to know of a TCP packet's headers, without Parse, in both families.
+func locate(f *packet.Frame) {
+	const ipv6Len, dataOffset = 40, 12
+	if f.Parse() == packet.None || f.EtherType != packet.EtherTypeIPv6 {
+		return
+	}
+	l4 := packet.EthernetLen + ipv6Len
+	f.L2, f.L3, f.L4 = f.Start(), f.Start()+packet.EthernetLen, f.Start()+l4
+	f.Payload = f.L4
+	if b := f.Bytes(); len(b) > l4+dataOffset && b[packet.EthernetLen+6] == packet.ProtoTCP {
+		f.Payload += int(b[l4+dataOffset]>>4) * 4
+	}
+}
+
 func listen(t *testing.T, addr net.IP) *net.TCPListener {
 	t.Helper()
-	listener, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: addr})
+	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: addr})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +282,7 @@ func checkTransfer(t *testing.T, listener *net.TCPListener, n int) {
 			c.Close()
 		}
 	}()
-	c, err := net.DialTimeout("tcp4", listener.Addr().String(), 5*time.Second)
+	c, err := net.DialTimeout("tcp", listener.Addr().String(), 5*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

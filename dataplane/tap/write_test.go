@@ -2,6 +2,7 @@ package tap_test
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
 
@@ -65,6 +66,52 @@ func TestWriteUSO(t *testing.T) {
 	}
 }
 
+// detached has the bytes of a frame behind its Ethernet header, which lies beside the slot, and nothing in front.
+func detached(b *packet.Batch, f *packet.Frame) *packet.Frame {
+	data := f.Bytes()
+	slot := b.Slot(len(data))
+	end := copy(slot, data[packet.EthernetLen:])
+	b.Claim(end)
+	d := b.Append(slot, 0, end)
+	d.Detached = true
+	copy(d.DetachedLink(), data)
+	d.L2, d.L4, d.Payload = -packet.EthernetLen, f.L4-f.L3, f.Payload-f.L3
+	d.VNet, d.Segments = f.VNet, f.Segments
+	return d
+}
+
+// The kernel sees a detached frame as any other: its Ethernet header counts and goes first.
+func TestWriteDetached(t *testing.T) {
+	d, link := newTAP(t, 1)
+	c, made, out := kernelSocket(t), packet.NewBatch(1<<20), packet.NewBatch(1<<20)
+	whole := detached(out, udpFrame(t, made, link, c.LocalAddr(), []byte("whole")))
+	f := udpFrame(t, made, link, c.LocalAddr(), []byte("partial"))
+	makePartial(f)
+	part := detached(out, f)
+	f = udpFrame(t, made, link, c.LocalAddr(), pattern(20500))
+	makePartial(f)
+	f.VNet.GSOType, f.VNet.GSOSize, f.Segments = packet.GSOUDPL4, 1000, 21
+	super := detached(out, f)
+	if err := d.Queues[0].Write(out); err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range []*packet.Frame{whole, part, super} {
+		if f.Sent != f.Segments || f.Refused != 0 || f.SentBytes != f.Len()+packet.EthernetLen {
+			t.Errorf("frame %d: %d sent of %d, %d refused, %d bytes of %d and 14", i, f.Sent, f.Segments, f.Refused, f.SentBytes, f.Len())
+		}
+	}
+	if super.VNet.HdrLen != 14+20+8 {
+		t.Errorf("the super-packet's headers have %d bytes, want 42", super.VNet.HdrLen)
+	}
+	want := [][]byte{[]byte("whole"), []byte("partial")}
+	want = slices.AppendSeq(want, slices.Chunk(pattern(20500), 1000))
+	for i := range want {
+		if got := received(t, c, time.Second); !bytes.Equal(got, want[i]) {
+			t.Fatalf("datagram %d: %d bytes, want %d", i, len(got), len(want[i]))
+		}
+	}
+}
+
 func TestWriteRefused(t *testing.T) {
 	impossible := map[string]packet.VNet{
 		"checksum behind the end":   {Flags: packet.VNetNeedsCsum, CsumStart: 0xfff0, CsumOffset: 6},
@@ -119,6 +166,7 @@ func TestAllocates(t *testing.T) {
 	d, link := newTAP(t, 1)
 	c, in, out := kernelSocket(t), packet.NewBatch(1<<20), packet.NewBatch(1<<20)
 	f := udpFrame(t, out, link, c.LocalAddr(), pattern(1000))
+	detached(out, f)
 	for range 50 {
 		sendTo(t, c, pattern(100), 4000)
 	}
