@@ -14,7 +14,12 @@ import (
 // the given control messages and flags.
 func crafted(t *testing.T, data []byte, gsoSize int, flags int32) []*packet.Frame {
 	t.Helper()
-	u := &Underlay{framing: codec(t, 1)}
+	return craftedFor(t, codec(t, 1), data, gsoSize, flags)
+}
+
+func craftedFor(t *testing.T, framing Framing, data []byte, gsoSize int, flags int32) []*packet.Frame {
+	t.Helper()
+	u := &Underlay{framing: framing}
 	u.recv.init()
 	b := packet.NewBatch(0)
 	if u.recv.arm(b) != 1 {
@@ -51,11 +56,9 @@ func TestSplit(t *testing.T) {
 	one := vxlanUDP(t, 100)
 	joined := append(bytes.Repeat(one, 9), one[:70]...)
 	whole := vxlanUDP(t, 30000)
-	tests := map[string]struct {
-		data              []byte
-		gsoSize           int
-		frames, size, hnt int
-	}{
+	whole6 := append(bytes.Clone(one[:8]), ipv6UDP(t, 30000)...)
+	bare, bareWhole := one[8+14:], whole[8+14:]
+	tests := map[string]splitTest{
 		"a datagram":                            {one, 0, 1, len(one), 0},
 		"an empty datagram":                     {nil, 0, 1, 1, 0},
 		"an empty datagram with a size":         {nil, 10, 1, 1, 0},
@@ -69,16 +72,39 @@ func TestSplit(t *testing.T) {
 		"joined bytes shorter than any header":  {make([]byte, 9), 2, 5, 2, 0},
 		"never cut, but with a byte behind":     {append(bytes.Clone(whole), 0), 1422, 22, 1422, 0},
 		"never cut, but with a byte of it lost": {whole[:len(whole)-1], 1422, 22, 1422, 0},
+		"never cut, IPv6":                       {whole6, 1402, 1, len(whole6), 1402},
+		"never cut, IPv6, a byte lost":          {whole6[:len(whole6)-1], 1402, 22, 1402, 0},
+	}
+	plain := map[string]splitTest{
+		"a packet":                      {bare, 0, 1, len(bare), 0},
+		"an empty datagram":             {nil, 0, 1, 1, 0},
+		"joined":                        {append(bytes.Repeat(bare, 9), bare[:70]...), len(bare), 10, len(bare), 0},
+		"never cut":                     {bareWhole, 1422, 1, len(bareWhole), 1422},
+		"never cut, with a byte behind": {append(bytes.Clone(bareWhole), 0), 1422, 22, 1422, 0},
+		"joined bytes of no network":    {make([]byte, 1000), 100, 10, 100, 0},
 	}
 	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			frames := crafted(t, tt.data, tt.gsoSize, 0)
-			if len(frames) != tt.frames {
-				t.Fatalf("%d frames, want %d", len(frames), tt.frames)
-			}
-			checkSplit(t, frames, tt.data, tt.size, tt.hnt)
-		})
+		t.Run("VXLAN, "+name, func(t *testing.T) { tt.run(t, codec(t, 1)) })
 	}
+	for name, tt := range plain {
+		t.Run("plain UDP, "+name, func(t *testing.T) { tt.run(t, PlainUDP{}) })
+	}
+}
+
+// A splitTest is a datagram with its UDP_GRO size, and the frames that it becomes: their number, their size and
+// their hint.
+type splitTest struct {
+	data              []byte
+	gsoSize           int
+	frames, size, hnt int
+}
+
+func (tt splitTest) run(t *testing.T, framing Framing) {
+	frames := craftedFor(t, framing, tt.data, tt.gsoSize, 0)
+	if len(frames) != tt.frames {
+		t.Fatalf("%d frames, want %d", len(frames), tt.frames)
+	}
+	checkSplit(t, frames, tt.data, tt.size, tt.hnt)
 }
 
 func TestSplitTruncated(t *testing.T) {
@@ -114,12 +140,34 @@ func TestSplitFramesAreApart(t *testing.T) {
 	checkSplit(t, frames, bytes.Repeat(one, 3), len(one), 0)
 }
 
+// A detached frame's Ethernet header lies beside the slot: in front of the frame lies another one.
+func TestSplitDetachedFramesAreApart(t *testing.T) {
+	one := vxlanUDP(t, 100)[8+14:]
+	frames := craftedFor(t, PlainUDP{}, bytes.Repeat(one, 3), len(one), 0)
+	for i, f := range frames {
+		if v := (PlainUDP{}).Decap(f); v != packet.None {
+			t.Fatal(v)
+		}
+		f.SetMACs(packet.MAC{1, 1, 1, 1, 1, 1}, packet.MAC{2, 2, 2, 2, 2, 2})
+		if _, ok := f.Prepend(1); ok && i > 0 {
+			t.Errorf("frame %d has room in front of it", i)
+		} else if ok {
+			f.Strip(1)
+		}
+	}
+	checkSplit(t, frames, bytes.Repeat(one, 3), len(one), 0)
+}
+
 func TestControlRoundTrip(t *testing.T) {
 	var buf [controlLen]byte
 	used := putControl(&buf, 0, unix.IPPROTO_UDP, unix.UDP_GRO, 1410, 4)
 	used = putControl(&buf, used, unix.IPPROTO_IP, unix.IP_TOS, 0xbb, 4)
 	if size, tos := readControl(buf[:used]); size != 1410 || tos != 0xbb || used != 2*24 {
 		t.Errorf("readControl = %d, %#x of %d bytes", size, tos, used)
+	}
+	used = putControl(&buf, 24, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 0xbb, 4)
+	if size, tos := readControl(buf[:used]); size != 1410 || tos != 0xbb {
+		t.Errorf("IPv6: readControl = %d, %#x of %d bytes", size, tos, used)
 	}
 	if size, tos := readControl(nil); size != 0 || tos != 0 {
 		t.Errorf("readControl of nothing = %d, %#x", size, tos)
@@ -132,7 +180,11 @@ func FuzzReadControl(f *testing.F) {
 	for range 20 {
 		var buf [controlLen]byte
 		used := putControl(&buf, 0, unix.IPPROTO_UDP, unix.UDP_GRO, r.Uint32N(70000), 4)
-		used = putControl(&buf, used, unix.IPPROTO_IP, unix.IP_TOS, r.Uint32N(256), 4)
+		if r.IntN(2) == 0 {
+			used = putControl(&buf, used, unix.IPPROTO_IP, unix.IP_TOS, r.Uint32N(256), 4)
+		} else {
+			used = putControl(&buf, used, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, r.Uint32N(256), 4)
+		}
 		f.Add(buf[:used-r.IntN(10)])
 		short := bytes.Clone(buf[:used])
 		short[0] = byte(unix.CmsgLen(r.IntN(12))) // another length of the first value
@@ -160,6 +212,8 @@ func FuzzReadControl(f *testing.F) {
 				wantSize = int(int32(uint32(m.Data[0]) | uint32(m.Data[1])<<8 | uint32(m.Data[2])<<16 | uint32(m.Data[3])<<24))
 			case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_TOS:
 				wantTOS = m.Data[0]
+			case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_TCLASS && len(m.Data) >= 4:
+				wantTOS = m.Data[0] // little-endian, as all machines that this runs on
 			}
 		}
 		if size != wantSize || tos != wantTOS {
