@@ -20,7 +20,7 @@ func fragmented(t testing.TB, s stack, v6 bool, offset, n int, more bool) []byte
 		part.ip.Flags, bit = layers.IPv4MoreFragments, 1
 	}
 	if part.ip.FragOffset = uint16(offset / 8); v6 {
-		part = part.overIPv6(fragment(offset, bit))
+		part = part.overIPv6(fragmentHeader(offset, bit))
 	}
 	return part.bytes(t)
 }
@@ -99,14 +99,14 @@ func TestFragmentFields(t *testing.T) {
 		}
 	}
 	options := option(60, 1)
-	first := parsed(t, b, plainTCP(make([]byte, 4)).overIPv6(fragment(0, 1), options).bytes(t))
+	first := parsed(t, b, plainTCP(make([]byte, 4)).overIPv6(fragmentHeader(0, 1), options).bytes(t))
 	if len(first.FragmentData()) != 8+20+4 || first.Proto != packet.ProtoTCP {
 		t.Errorf("%d bytes of data, protocol %d", len(first.FragmentData()), first.Proto)
 	}
 	hash := first.Hash
 	later := plainTCP(nil)
 	later.tcp, later.ip.Protocol, later.payload = nil, 60, []byte("the rest of it")
-	if g := parsed(t, b, later.overIPv6(fragment(32, 0)).bytes(t)); g.Proto != 60 || g.Hash != hash {
+	if g := parsed(t, b, later.overIPv6(fragmentHeader(32, 0)).bytes(t)); g.Proto != 60 || g.Hash != hash {
 		t.Errorf("later fragment: protocol %d, hash %#x, of the first %#x", g.Proto, g.Hash, hash)
 	}
 }

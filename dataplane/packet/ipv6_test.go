@@ -17,7 +17,7 @@ func option(proto uint8, words int) extension {
 	return e
 }
 
-func fragment(offset int, more byte) extension {
+func fragmentHeader(offset int, more byte) extension {
 	return extension{44, []byte{0, 0, byte(offset >> 8), byte(offset) | more, 1, 2, 3, 4}}
 }
 
@@ -42,20 +42,20 @@ func TestParseExtensions(t *testing.T) {
 		want packet.Verdict
 	}{
 		{"none", nil, packet.None},
-		{"all in order", []extension{hop, dest, route, fragment(0, 0), dest}, packet.None},
+		{"all in order", []extension{hop, dest, route, fragmentHeader(0, 0), dest}, packet.None},
 		{"routing before options", []extension{route, dest}, packet.None},
 		{"hop-by-hop second", []extension{dest, hop}, packet.DropExtension},
 		{"hop-by-hop twice", []extension{hop, hop}, packet.DropExtension},
-		{"hop-by-hop in a fragment", []extension{fragment(0, 1), hop}, packet.DropExtension},
+		{"hop-by-hop in a fragment", []extension{fragmentHeader(0, 1), hop}, packet.DropExtension},
 		{"routing type 0 (RFC 5095)", []extension{routing(0, 0)}, packet.DropExtension},
 		{"routing type 0, segments left", []extension{routing(0, 1)}, packet.DropExtension},
 		{"routing type 4, segments left", []extension{routing(4, 1)}, packet.DropExtension},
-		{"routing type 0 in a fragment", []extension{fragment(0, 1), routing(0, 0)}, packet.DropExtension},
-		{"first fragment", []extension{hop, fragment(0, 1), dest}, packet.None},
-		{"two fragment headers", []extension{fragment(0, 0), fragment(0, 0)}, packet.DropExtension},
-		{"two fragment headers, the second later", []extension{fragment(0, 0), fragment(80, 1)}, packet.DropExtension},
-		{"fragment up to 64 KiB", []extension{fragment(65504, 0)}, packet.None},
-		{"fragment over 64 KiB", []extension{fragment(65512, 0)}, packet.DropExtension},
+		{"routing type 0 in a fragment", []extension{fragmentHeader(0, 1), routing(0, 0)}, packet.DropExtension},
+		{"first fragment", []extension{hop, fragmentHeader(0, 1), dest}, packet.None},
+		{"two fragment headers", []extension{fragmentHeader(0, 0), fragmentHeader(0, 0)}, packet.DropExtension},
+		{"two fragment headers, the second later", []extension{fragmentHeader(0, 0), fragmentHeader(80, 1)}, packet.DropExtension},
+		{"fragment up to 64 KiB", []extension{fragmentHeader(65504, 0)}, packet.None},
+		{"fragment over 64 KiB", []extension{fragmentHeader(65512, 0)}, packet.DropExtension},
 		{"8 headers", repeat(dest, 8), packet.None},
 		{"9 headers", repeat(dest, 9), packet.DropExtension},
 		{"256 bytes", []extension{option(60, 32)}, packet.None},
@@ -85,8 +85,8 @@ func TestParseExtensionsCut(t *testing.T) {
 		want packet.Verdict
 	}{
 		{[]extension{option(0, 2), option(43, 3), option(60, 1)}, packet.DropExtension},
-		{[]extension{fragment(0, 0), option(60, 2)}, packet.DropExtension},
-		{[]extension{fragment(0, 1), option(60, 2)}, packet.DropFragmentTiny},
+		{[]extension{fragmentHeader(0, 0), option(60, 2)}, packet.DropExtension},
+		{[]extension{fragmentHeader(0, 1), option(60, 2)}, packet.DropFragmentTiny},
 	} {
 		s := plainTCP(nil).overIPv6(tt.ext...)
 		whole := s.bytes(t)
@@ -137,7 +137,7 @@ func TestParseIPv6Lengths(t *testing.T) {
 
 // An atomic fragment is none (RFC 6946): it has ports, and the hash of the same flow unfragmented.
 func TestAtomicFragment(t *testing.T) {
-	f := parsed(t, packet.NewBatch(0), plainTCP(nil).overIPv6(fragment(0, 0)).bytes(t))
+	f := parsed(t, packet.NewBatch(0), plainTCP(nil).overIPv6(fragmentHeader(0, 0)).bytes(t))
 	whole := parsed(t, packet.NewBatch(0), plainTCP(nil).overIPv6().bytes(t))
 	sport, dport := f.Ports()
 	if f.Fragment || f.FragmentID != 0 || sport != 1000 || dport != 2000 || f.Hash != whole.Hash || f.Payload != f.L4+20 {
