@@ -28,6 +28,7 @@ type oracle struct {
 	SPort, DPort        uint16
 	DstMAC, SrcMAC      string
 	truncated           bool
+	quoted              bool // the end of the packet may be missing
 }
 
 // SetTruncated implements gopacket.DecodeFeedback.
@@ -137,7 +138,7 @@ func (o *oracle) walk(next uint8, rest []byte) (l4 []byte, err error) {
 		switch used := len(all) - len(rest); {
 		case next == 43 && (contents[2] == 0 || contents[3] != 0), next == 44 && fragmented:
 			return nil, errExtension
-		case next == 44 && o.checkFragment(used-8, nil) == errImpossible:
+		case next == 44 && !o.quoted && o.checkFragment(used-8, nil) == errImpossible:
 			return nil, errExtension
 		case n == 8 || used > 256:
 			return nil, errExtension
