@@ -14,6 +14,7 @@ func FuzzSearch(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 2, 3})
 	f.Add([]byte{0, 60, 0, 60, 0, 60, 5, 10, 0, 60, 1, 0, 1, 1, 1, 2, 1, 3, 0, 60, 1, 0})
 	f.Add([]byte{0, 60, 1, 0, 3, 200, 0, 10, 2, 0, 2, 0, 2, 0, 0, 60, 4, 17, 0, 200, 0, 60, 0, 250, 1, 3})
+	f.Add([]byte{0, 0, 1, 1, 0, 0, 0, 0, 1, 5, 4, 60, 0, 0, 0, 0, 0, 0}) // the ceiling falls in a doubt
 	f.Fuzz(func(t *testing.T, data []byte) {
 		const floor = 576
 		ceiling, now := 1450, time.Duration(0)

@@ -136,10 +136,10 @@ func (r *round) find(seq uint16) *try {
 	return nil
 }
 
-// complete reports whether every try was sent and has its outcome.
+// complete reports whether every try has its outcome, and so was sent.
 func (r *round) complete() bool {
 	for i := range r.tries[:r.n] {
-		if i >= r.sent || r.tries[i].state == open {
+		if r.tries[i].state == open {
 			return false
 		}
 	}

@@ -51,7 +51,7 @@ type Search struct {
 	mtu            int
 
 	searching bool
-	above     int           // the smallest size believed too big; valid iff searching
+	above     int           // the smallest size believed too big, wrongly if the MTU reached it; valid iff searching
 	resume    time.Duration // when the search left off; valid iff searching
 	doubted   time.Duration // when the last doubt began: what was sent before proves no size above the MTU
 	nextBeat  time.Duration // when the size of the MTU is probed again
@@ -119,7 +119,8 @@ func (s *Search) Next() time.Duration {
 // there is no use in trying more.
 func (s *Search) wantsGrowth() bool { return s.path.answering && s.mtu < s.ceiling }
 
-// Due returns the probes to be sent now. They are valid until the next call.
+// Due returns the probes to be sent now. They are valid until the next call. Answers that
+// came by now are to be told first: what is not answered in time is taken for lost.
 func (s *Search) Due(now time.Duration) []Probe {
 	if s.round.kind != none && s.round.over(now) {
 		s.finish(now)
@@ -145,18 +146,10 @@ func (s *Search) Answered(seq uint16, now time.Duration) {
 	}
 	s.path.heard(now-f.sent, now)
 	if f.size > s.mtu && f.size <= s.ceiling && f.sent >= s.doubted {
-		s.raise(f.size)
+		s.mtu = f.size
 	}
 	if s.round.answered(seq, f.size) {
 		s.finish(now)
-	}
-}
-
-// raise publishes a size that a probe proved.
-func (s *Search) raise(size int) {
-	s.mtu = size
-	if size >= s.above {
-		s.above = s.ceiling + 1 // what was believed too big had only been lost
 	}
 }
 

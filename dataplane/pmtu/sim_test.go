@@ -41,6 +41,7 @@ type simulation struct {
 	twice   float64 // answers that come twice
 	rtt     time.Duration
 	jitter  time.Duration // at most this is added to the RTT
+	lag     time.Duration // at most this late is what is due done
 	down    bool
 	outages func(time.Duration) bool // nothing passes while true
 
@@ -74,6 +75,9 @@ func (m *simulation) until(d time.Duration, condition func() bool) time.Duration
 	begin := m.now
 	for !condition() {
 		at := m.search.Next()
+		if m.lag > 0 {
+			at += time.Duration(m.r.Int64N(int64(m.lag)))
+		}
 		if len(m.flying) > 0 {
 			at = min(at, m.flying[0].at)
 		}
