@@ -90,7 +90,7 @@ func (d *daemon) openStores(peers []control.Node) error {
 	idle := base
 	idle.Self.Subnet, idle.Self.IPv6Subnet = netip.Prefix{}, netip.Prefix{}
 	d.reconciler = control.NewReconciler(control.Kernel{TAP: tapName, State: idle}, d.reached)
-	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, file: peers}
+	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, paths: d.forwarder.prober.reports, file: peers}
 	if c.gossip == nil {
 		d.network.setFile(peers, nil)
 		return nil

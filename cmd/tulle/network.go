@@ -20,6 +20,7 @@ type network struct {
 	publish func(*tables.Set)
 	settle  func(control.State)
 	live    func() gossip.View // the store's view now; nil without gossip
+	paths   func(outer ...netip.Addr) []pathReport
 
 	mu          sync.Mutex // guards the rest
 	file        []control.Node
@@ -143,6 +144,8 @@ type peerReport struct {
 	Routable        bool     `json:"routable"`                  // its subnet is routed to it
 	LastSeenSeconds *float64 `json:"lastSeenSeconds,omitempty"` // ago; only gossip knows
 	Reason          string   `json:"reason,omitempty"`          // what is wrong with it
+
+	Paths []pathReport `json:"paths,omitempty"` // to each of its outer addresses that traffic goes to
 }
 
 // peers reports every node that a store knows.
@@ -163,12 +166,12 @@ func (n *network) peers() []peerReport {
 		if itself(p, n.state.Self) {
 			continue
 		}
-		r := reportNode(p)
+		r := n.reportNode(p)
 		r.Source, r.State, r.Routable, r.Reason = "file", "static", routed(p), reasons[p]
 		peers = append(peers, r)
 	}
 	for _, p := range heard {
-		r := reportNode(p.Node)
+		r := n.reportNode(p.Node)
 		r.Source, r.State, r.Routable, r.Reason = "gossip", p.State, p.Routable && routed(p.Node), p.Reason
 		if r.Reason == "" {
 			r.Reason = reasons[p.Node]
@@ -181,10 +184,11 @@ func (n *network) peers() []peerReport {
 	return peers
 }
 
-func reportNode(p control.Node) peerReport {
+func (n *network) reportNode(p control.Node) peerReport {
 	r := peerReport{
 		Name: p.Name, Backend: cmp.Or(p.BackendType, netconf.TypeUDP), // flannel's udp leases carry no type
 		PublicIP: text(p.PublicIP), Subnet: text(p.Subnet), PublicIPv6: text(p.PublicIPv6), IPv6Subnet: text(p.IPv6Subnet),
+		Paths: n.paths(p.PublicIP, p.PublicIPv6),
 	}
 	if p.BackendType != netconf.TypeVXLAN {
 		return r

@@ -101,7 +101,7 @@ func (p *prober) pathTo(peer *tables.Peer, set *tables.Set) *path {
 		floor = minMTU6
 	}
 	c := pmtu.Config{Interval: max(probeInterval, time.Duration(set.Peers())*probeBudget)}
-	ceiling := max(floor, set.Node.Limit(peer.Probe))
+	ceiling := max(floor, min(set.Node.Limit(peer.Probe), set.Node.MTU)) // nothing larger comes from this node's pods
 	return &path{peer: peer, search: pmtu.New(c, floor, ceiling, p.now()), mtu: ceiling}
 }
 
@@ -197,24 +197,30 @@ func (p *prober) send(peer *tables.Peer, probe pmtu.Probe) error {
 	return p.sockets[peer.Endpoint.Addr().Is6()].Send(f)
 }
 
-// A pathReport is what is measured of the path to a peer.
+// A pathReport is what is measured of the path to one outer address of a peer.
 type pathReport struct {
+	To        string   `json:"to"`                        // the outer address
 	MTU       int      `json:"mtu"`                       // largest inner packet that arrives in one piece, bytes
-	Answering bool     `json:"answering"`                 // its probes are answered; without that the MTU is the link's
-	RTTMillis *float64 `json:"rttMilliseconds,omitempty"` // smoothed; absent until one was answered
+	Answering bool     `json:"answering"`                 // probes are answered; without that the MTU is the link's
+	RTTMillis *float64 `json:"rttMilliseconds,omitempty"` // smoothed; absent until a probe was answered
 	Loss      float64  `json:"loss"`                      // of the last probes that fit, 0 to 1
 }
 
-// report returns what is known of the path to a peer's outer address.
-func (p *prober) report(peer netip.Addr) (pathReport, bool) {
+// reports returns what is known of the paths to a peer's outer addresses.
+func (p *prober) reports(outer ...netip.Addr) []pathReport {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	path := p.paths[peer]
-	if path == nil {
-		return pathReport{}, false
+	var all []pathReport
+	for _, addr := range outer {
+		if path := p.paths[addr]; path != nil {
+			all = append(all, reportPath(addr, path.search))
+		}
 	}
-	s := path.search
-	r := pathReport{MTU: s.MTU(), Answering: s.Answering()}
+	return all
+}
+
+func reportPath(to netip.Addr, s *pmtu.Search) pathReport {
+	r := pathReport{To: to.String(), MTU: s.MTU(), Answering: s.Answering()}
 	if lost, of := s.Loss(); of > 0 {
 		r.Loss = float64(lost) / float64(of)
 	}
@@ -222,5 +228,5 @@ func (p *prober) report(peer netip.Addr) (pathReport, bool) {
 		ms := float64(rtt) / float64(time.Millisecond)
 		r.RTTMillis = &ms
 	}
-	return r, true
+	return r
 }

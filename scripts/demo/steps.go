@@ -224,13 +224,15 @@ func (l ledger) balanced() bool {
 	return l.In+l.Generated == l.Out+l.Consumed+l.Dropped+l.Queued
 }
 
-func (s status) port(name string) port {
+// port adds up the ports whose names begin with name: there is an underlay for each address family.
+func (s status) port(name string) (sum port) {
 	for _, p := range s.Engine.Ports {
-		if p.Name == name {
-			return p
+		if strings.HasPrefix(p.Name, name) {
+			sum.BytesIn += p.BytesIn
+			sum.BytesOut += p.BytesOut
 		}
 	}
-	return port{}
+	return sum
 }
 
 // drops names what the daemon dropped.

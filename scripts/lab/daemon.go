@@ -2,10 +2,12 @@ package lab
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -62,14 +64,15 @@ func (l *Lab) launch(n *node, path string, args []string) (started process, argv
 }
 
 func (r *record) daemonArgs(n, seed *node) []string {
-	args := []string{"node", "--name", n.name(), "--public-ip", n.publicIP().String(), "--config", netConfPath(r.Dir),
-		"--run-dir", n.runDir(r.Dir), "--state-dir", n.stateDir(r.Dir)}
-	if r.Family == FamilyDual {
-		args[3], args[4] = "--iface", "eth0" // it has one address of each family
+	args := []string{"node", "--name", n.name(), "--config", netConfPath(r.Dir), "--run-dir", n.runDir(r.Dir), "--state-dir", n.stateDir(r.Dir)}
+	if n.V4.PublicIP.IsValid() {
+		args = append(args, "--public-ip", n.V4.PublicIP.String())
+	}
+	if n.V6.PublicIP.IsValid() {
+		args = append(args, "--public-ipv6", n.V6.PublicIP.String())
 	}
 	if r.Store == StoreFile {
-		// The daemon finds the subnet of the other family by the place of this one.
-		args = append(args, "--store", StoreFile, "--subnet", n.subnets()[0].String())
+		args = append(args, "--store", StoreFile, "--subnet", joined(n.subnets()))
 	} else {
 		args = append(args, "--join", seed.publicIP().String(), "--key-file", keyPath(r.Dir))
 	}
@@ -111,4 +114,13 @@ func (l *Lab) reap(number int) {
 		<-exit
 		delete(l.exits, number)
 	}
+}
+
+// joined lists prefixes, separated by commas.
+func joined(prefixes []netip.Prefix) string {
+	var texts []string
+	for _, p := range prefixes {
+		texts = append(texts, p.String())
+	}
+	return strings.Join(texts, ",")
 }
