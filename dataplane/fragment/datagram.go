@@ -19,13 +19,19 @@ type datagram struct {
 	seen   int  // payload bytes seen
 	reach  int  // end of the furthest fragment seen, bytes
 	closed bool // the last fragment was seen: reach is the datagram's length
-	blocks bitmap
-	starts bitmap // blocks that a fragment begins with
+	*coverage
 
 	held, heldLast *held // fragments that wait, in the order of arrival
 
 	bucket       *datagram // the next one in the table's bucket
 	newer, older *datagram // neighbours in the order of use
+}
+
+// A coverage is which blocks of a datagram were seen. It lies apart from the entry, so that an
+// entry that was never used costs no resident memory for it.
+type coverage struct {
+	blocks bitmap
+	starts bitmap // blocks that a fragment begins with
 }
 
 // reset makes the entry one of a datagram that nothing was seen of.

@@ -59,28 +59,25 @@ func (p part) frame(b *packet.Batch, mark byte) *packet.Frame {
 	}
 	f := b.Append(slot, start, end)
 	f.Detached = p.detached
-	f.L2, f.L3 = packet.Headroom, packet.Headroom+packet.EthernetLen
-	f.L4 = end - p.length
-	f.EtherType, f.Src, f.Dst = packet.EtherTypeIPv4, host(source4, p.host), target4
-	if p.v6 {
-		f.EtherType, f.Src, f.Dst = packet.EtherTypeIPv6, host(source6, p.host), target6
+	if v := f.Parse(); v != packet.None {
+		panic("Parse refuses " + v.String())
 	}
 	f.SetMACs(packet.MAC{2, 0, 0, 0, 0, 1}, packet.MAC{2, 0, 0, 0, 0, mark})
-	f.Proto, f.Fragment = p.proto, true
-	f.FragmentID, f.FragmentOffset, f.MoreFragments = p.id, p.offset, p.more
+	f.FragmentOffset, f.MoreFragments = p.offset, p.more
 	f.Hash, f.SegmentHint = uint32(mark), int(mark)
 	return f
 }
 
-// bytes returns the part as an Ethernet frame.
+// bytes returns the part as an Ethernet frame, but for its offset: wherever it belongs, the
+// bytes say 24 and that nothing follows, which Parse takes for all lengths and protocols.
 func (p part) bytes(mark byte) []byte {
 	data := make([]byte, packet.EthernetLen, 128+p.length)
 	if p.v6 {
+		binary.BigEndian.PutUint16(data[12:], packet.EtherTypeIPv6)
 		data = append(data, p.ipv6()...)
 	} else {
-		data = append(data, 0x45, 0)
-		data = binary.BigEndian.AppendUint16(data, uint16(20+p.length))
-		data = append(data, make([]byte, 16)...)
+		binary.BigEndian.PutUint16(data[12:], packet.EtherTypeIPv4)
+		data = append(data, p.ipv4()...)
 	}
 	for i := range p.length {
 		data = append(data, mark+byte(i))
@@ -88,15 +85,29 @@ func (p part) bytes(mark byte) []byte {
 	return data
 }
 
-// ipv6 returns the headers of the unfragmentable part and the fragment header.
+func (p part) ipv4() []byte {
+	h := []byte{0x45, 0}
+	h = binary.BigEndian.AppendUint16(h, uint16(20+p.length))
+	h = binary.BigEndian.AppendUint16(h, uint16(p.id))
+	h = append(h, 0, 24/8, 64, p.proto, 0, 0)
+	h = append(h, host(source4, p.host).AsSlice()...)
+	h = append(h, target4.AsSlice()...)
+	binary.BigEndian.PutUint16(h[10:], packet.Sum(0).Add(h).Checksum())
+	return h
+}
+
+// ipv6 returns the headers of the unfragmentable part and the fragment header. The options
+// in them are all Pad1.
 func (p part) ipv6() []byte {
 	h := []byte{0x60, 0, 0, 0}
 	h = binary.BigEndian.AppendUint16(h, uint16(v6Chain+8+p.length))
 	h = append(h, 0, 64) // hop-by-hop options next
-	h = append(h, make([]byte, 32)...)
-	h = append(h, 43, 0, 1, 4, 0, 0, 0, 0)                       // 8 bytes; a routing header next
+	h = append(h, host(source6, p.host).AsSlice()...)
+	h = append(h, target6.AsSlice()...)
+	h = append(h, 60, 0, 0, 0, 0, 0, 0, 0)                       // 8 bytes; destination options next
 	h = append(h, append([]byte{44, 1}, make([]byte, 14)...)...) // 16 bytes; the fragment header next
-	return append(h, p.proto, 0, 0, 0, 0, 0, 0, 0)
+	h = append(h, p.proto, 0, 0, 24)
+	return binary.BigEndian.AppendUint32(h, p.id)
 }
 
 func host(a netip.Addr, last byte) netip.Addr {

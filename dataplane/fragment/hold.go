@@ -47,6 +47,7 @@ func (l *list) remove(h *held) {
 // A hold is the memory of fragments that wait. Each one is in one list.
 type hold struct {
 	arena   arena
+	unused  []held // never used yet: taken last, so that they cost no resident memory before
 	free    list
 	waiting list // in the order of arrival, and so of deadlines
 	lost    list // to be returned by Expire
@@ -54,25 +55,19 @@ type hold struct {
 }
 
 func newHold(frames, memory int) hold {
-	h := hold{arena: newArena(memory)}
-	all := make([]held, frames)
-	for i := range all {
-		h.free.push(&all[i])
-	}
-	return h
+	return hold{arena: newArena(memory), unused: make([]held, frames)}
 }
 
 // keep holds a copy of the frame; it reports false when there is no room.
 func (h *hold) keep(d *datagram, f *packet.Frame, deadline time.Duration) bool {
-	e := h.free.first
-	if e == nil {
+	if h.free.first == nil && len(h.unused) == 0 {
 		return false
 	}
 	slot, ok := h.arena.take(packet.SlotSize(f.Len()))
 	if !ok {
 		return false
 	}
-	h.free.remove(e)
+	e := h.entry()
 	f.CopyTo(&e.frame, h.arena.bytes(slot))
 	e.slot, e.deadline, e.datagram, e.sibling = slot, deadline, d, nil
 	if d.held == nil {
@@ -83,6 +78,17 @@ func (h *hold) keep(d *datagram, f *packet.Frame, deadline time.Duration) bool {
 	d.heldLast = e
 	h.waiting.push(e)
 	return true
+}
+
+// entry takes one that is free. There must be one.
+func (h *hold) entry() *held {
+	e := h.free.first
+	if e == nil {
+		e, h.unused = &h.unused[0], h.unused[1:]
+		return e
+	}
+	h.free.remove(e)
+	return e
 }
 
 // release returns the datagram's first fragment that waits; nil when none does.

@@ -8,7 +8,6 @@ const (
 
 	ipv6Len           = 40
 	fragmentHeaderLen = 8
-	protoFragment     = 44
 )
 
 // A key tells datagrams apart: RFC 791 (identification, addresses, protocol), RFC 8200
@@ -43,28 +42,13 @@ func (p piece) atomic() bool { return p.offset == 0 && !p.more }
 // sound reports whether the fragment's length can be right.
 func (p piece) sound() bool { return p.length > 0 && !(p.more && p.length%blockLen != 0) }
 
-// pieceOf reads the fragment's place. Its payload begins behind the IPv4 header or the IPv6
-// fragment header: L4 may lie further on, behind extensions that were fragmented too.
+// pieceOf reads the fragment's place.
 func pieceOf(f *packet.Frame) piece {
-	ip := f.Bytes()[f.L3-f.Start():]
-	p := piece{offset: f.FragmentOffset, more: f.MoreFragments}
-	start := 0
+	data := len(f.FragmentData())
+	p := piece{offset: f.FragmentOffset, length: data, more: f.MoreFragments}
+	p.header = f.Len() - (f.L3 - f.Start()) - data
 	if f.EtherType == packet.EtherTypeIPv6 {
-		start = behindFragmentHeader(ip)
-		p.header = start - ipv6Len - fragmentHeaderLen
-	} else {
-		start = int(ip[0]&0xf) * 4
-		p.header = start
+		p.header -= ipv6Len + fragmentHeaderLen
 	}
-	p.length = len(ip) - start
 	return p
-}
-
-// behindFragmentHeader returns the offset of the fragment header's end: Parse found one.
-func behindFragmentHeader(ip []byte) int {
-	next, at := ip[6], ipv6Len
-	for next != protoFragment && at+1 < len(ip) {
-		next, at = ip[at], at+int(ip[at+1])*8+8
-	}
-	return min(at+fragmentHeaderLen, len(ip))
 }

@@ -16,8 +16,9 @@ type table struct {
 
 func newTable(n int) table {
 	t := table{seed: maphash.MakeSeed(), buckets: make([]*datagram, 1<<bits.Len(uint(n)))}
-	all := make([]datagram, n)
+	all, seen := make([]datagram, n), make([]coverage, n)
 	for i := range all {
+		all[i].coverage = &seen[i]
 		t.push(&all[i])
 	}
 	return t

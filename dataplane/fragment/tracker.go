@@ -3,7 +3,7 @@
 // were seen, so that no two fragments overlap (RFC 791, RFC 8200 section 4.5, RFC 5722).
 //
 // It never reassembles, never decides a first fragment and reads no clock. Memory is bounded
-// and taken up front; no step costs more than a fragment's own length.
+// and taken up front; no step costs more than its fragment's own length, and releasing those held.
 package fragment
 
 import (
@@ -43,7 +43,7 @@ const (
 	// linger is what is left of it once all fragments were seen. Duplicates are late by less.
 	// One that is later yet begins a new datagram, and so waits in vain for Limits.Wait at most:
 	// a better fate than that of a new datagram under an ID that is used again (RFC 4963), which
-	// the old entry would drop.
+	// the old entry would drop. The receiver has let go of the whole datagram at once.
 	linger = time.Second
 )
 
@@ -89,7 +89,7 @@ func New(l Limits) *Tracker {
 // Judge takes a frame that Parse accepted as a fragment. The verdict is None unless the
 // action is Drop:
 //   - DropIPHeader for a fragment without payload, or one that is not the last and no multiple
-//     of 8 bytes long. Nothing else is made of it.
+//     of 8 bytes long (which Parse refuses too). Nothing else is made of it.
 //   - DropFragmentOverlap for an exact duplicate, which does no harm to its datagram; and for a
 //     fragment that overlaps another, lies behind the end, moves the end or makes the datagram
 //     longer than 65,535 bytes, and with it for all that wait or come later.

@@ -128,7 +128,7 @@ func cut(r *rand.Rand, large bool) []part {
 	most := 1 + r.IntN(max(size/8, 1))
 	var parts []part
 	for p.offset < size {
-		p.length = min(8*(1+r.IntN(most)), size-p.offset)
+		p.length = min(8*(1+r.IntN(most)), size-p.offset, 65400)
 		p.more = p.end() < size
 		if p.offset > 65528 {
 			break
@@ -153,7 +153,7 @@ func spoil(r *rand.Rand, parts []part) []part {
 		case 3:
 			p.offset = 8 * r.IntN(8192)
 		}
-		p.offset, p.length = min(max(p.offset, 0), 65528), max(p.length, 0)
+		p.offset, p.length = min(max(p.offset, 0), 65528), min(max(p.length, 0), 65400)
 		parts = append(parts, p)
 	}
 	return parts
