@@ -204,12 +204,18 @@ func TestAgainstModel(t *testing.T) {
 		{"roomy", fragment.Limits{Datagrams: 100, Held: 1 << 14, Memory: 64 << 20, Wait: 3 * time.Second}, true},
 		{"few datagrams", fragment.Limits{Datagrams: 3, Held: 1 << 14, Memory: 64 << 20, Wait: 3 * time.Second}, true},
 		{"few held", fragment.Limits{Datagrams: 100, Held: 5, Memory: 1 << 20, Wait: 3 * time.Second}, false},
-		{"little memory", fragment.Limits{Datagrams: 100, Held: 1 << 14, Memory: 1, Wait: 3 * time.Second}, false},
+		{"little memory", fragment.Limits{Datagrams: 100, Held: 1 << 14, Memory: 1, Wait: 20 * time.Second}, false},
 		{"one", fragment.Limits{Datagrams: 1, Held: 1, Memory: 1, Wait: time.Second}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := newPair(t, c.limits, c.roomy)
-			d.random(r, 1500, c.name == "little memory")
+			if c.name == "little memory" {
+				for id := range uint32(200) { // 2 KiB each, of 128
+					d.judge(part{id: 100 + id, proto: packet.ProtoUDP, offset: 8, length: 1480, more: true}, packet.None)
+				}
+				d.random(r, 200, true)
+			}
+			d.random(r, 700, false)
 			t.Logf("actions %v, verdicts %v", d.seen, d.dropped)
 			for _, a := range []fragment.Action{fragment.Decide, fragment.Pass, fragment.Drop, fragment.Held} {
 				if d.seen[a] == 0 {
