@@ -39,13 +39,16 @@ type Engine struct {
 	Config
 	tables  atomic.Pointer[tables.Set] // one writer: Publish
 	workers []*worker
+
+	watchers observers
+	observed atomic.Pointer[[]*Observer] // watchers' list, nil when it is empty
 }
 
 // New returns an engine with one worker for each Ports. The ports stay the caller's to close, after Run has returned.
 func New(c Config) (*Engine, error) {
 	e := &Engine{Config: c}
 	for i, p := range c.Ports {
-		w, err := newWorker(e, p)
+		w, err := newWorker(e, i, p)
 		if err != nil {
 			e.close()
 			return nil, fmt.Errorf("worker %d: %w", i, err)

@@ -17,18 +17,23 @@ func (w *worker) lookup(f *packet.Frame) (known bool, v packet.Verdict) {
 		return true, w.related(f)
 	}
 	w.describe(f)
-	_, known = w.engine.Flows.Lookup(&w.flow, w.now)
+	hit, known := w.engine.Flows.Lookup(&w.flow, w.now)
+	if known {
+		w.seeFlow(f, hit, true)
+	}
 	return known, packet.None
 }
 
 // commit remembers the flow of a packet that goes on and was not known.
-func (w *worker) commit(known bool, v packet.Verdict) packet.Verdict {
+func (w *worker) commit(f *packet.Frame, known bool, v packet.Verdict) packet.Verdict {
 	if known || !v.Sent() {
 		return v
 	}
-	if _, result := w.engine.Flows.Insert(&w.flow, conntrack.NAT{}, w.now); result == conntrack.Full {
+	hit, result := w.engine.Flows.Insert(&w.flow, conntrack.NAT{}, w.now)
+	if result == conntrack.Full {
 		return packet.DropFlowTableFull
 	}
+	w.seeFlow(f, hit, false)
 	return v
 }
 

@@ -26,7 +26,10 @@ func (w *worker) complain(set *tables.Set, f *packet.Frame, v packet.Verdict, mt
 		from = set.Node.Engine6
 	}
 	if e, ok := packet.ICMPError(w.made, f, from, kind, mtu); ok {
+		offender := w.sighting
+		w.meet(TAP, e, true)
 		w.reply(set, e)
+		w.sighting = offender
 	}
 	return v
 }

@@ -37,6 +37,7 @@ func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
 		return v
 	}
 	route := set.Lookup(f.Dst)
+	w.seeRoute(f, route)
 	switch {
 	case route == nil:
 		return w.complain(set, f, packet.DropNoRoute, 0)
@@ -50,7 +51,7 @@ func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
 		f.SetMACs(set.Node.VTEP, set.Node.Gateway)
 		v = packet.Delivered
 	}
-	return w.commit(known, v)
+	return w.commit(f, known, v)
 }
 
 // toPeer holds the packet against the path, and encapsulates it.
@@ -95,6 +96,7 @@ func (w *worker) encapsulate(set *tables.Set, peer *tables.Peer, f *packet.Frame
 	if v := w.engine.Codec.Encap(f); v != packet.None {
 		return v
 	}
+	w.seePeer(AtEncap, f, peer)
 	return packet.Encapsulated
 }
 
@@ -116,6 +118,7 @@ func (w *worker) inbound(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if v := f.DecapECN(f.OuterTOS); v != packet.None {
 		return v
 	}
+	w.seePeer(AtDecap, f, peer)
 	if f.Fragment {
 		return w.follow(w.inFragments, set, f, (*worker).forwardIn)
 	}
@@ -179,7 +182,7 @@ func (w *worker) forwardIn(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if f.Detached {
 		f.SetMACs(set.Node.VTEP, set.Node.Gateway)
 	}
-	return w.commit(known, packet.Delivered)
+	return w.commit(f, known, packet.Delivered)
 }
 
 // follow makes the fragments of a datagram share the verdict of the first one, which next decides. Those that came before
@@ -198,6 +201,7 @@ func (w *worker) follow(t *fragment.Tracker, set *tables.Set, f *packet.Frame, n
 	w.settle(f, v)
 	for _, waiting := range t.Decided(v) {
 		fate := v
+		w.sighting = Sighting{Worker: w.number, Peer: w.sighting.Peer}
 		if v.Sent() {
 			fate = next(w, set, waiting)
 		}

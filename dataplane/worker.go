@@ -22,6 +22,7 @@ const (
 // A worker serves its ports on one thread. Everything in it is its own; others reach it through atBoundary.
 type worker struct {
 	engine *Engine
+	number int
 	ports  [numSides]Port // nil where there is none
 	poller *poller
 	calls  chan func() // run between batches, announced through poller.wake
@@ -37,12 +38,16 @@ type worker struct {
 	// Fragments, by where they come from: the TAP or an underlay.
 	outFragments, inFragments *fragment.Tracker
 
+	observers *[]*Observer // of this turn; nil for none
+	serial    uint64       // of the last packet met while observed
+	sighting  Sighting     // of the packet at hand
+
 	count Counters
 }
 
-func newWorker(e *Engine, p Ports) (*worker, error) {
+func newWorker(e *Engine, number int, p Ports) (*worker, error) {
 	w := &worker{
-		engine: e, ports: [numSides]Port{TAP: p.TAP, Underlay: p.Underlay, Underlay6: p.Underlay6},
+		engine: e, number: number, ports: [numSides]Port{TAP: p.TAP, Underlay: p.Underlay, Underlay6: p.Underlay6},
 		calls: make(chan func(), 16), ended: make(chan struct{}),
 		rx: packet.NewBatch(batchArena), made: packet.NewBatch(madeArena),
 		outFragments: fragment.New(fragment.Limits{}), inFragments: fragment.New(fragment.Limits{}),
@@ -133,6 +138,7 @@ func (w *worker) snapshot() Counters {
 // begin starts a turn: the time, and what became of fragments that waited too long.
 func (w *worker) begin() {
 	w.now = w.engine.Clock()
+	w.observers = w.engine.observed.Load()
 	for _, t := range [...]*fragment.Tracker{w.outFragments, w.inFragments} {
 		t.Recycle()
 		for _, lost := range t.Expire(w.now) {
@@ -168,6 +174,7 @@ func (w *worker) turn(side Side) (int, error) {
 	for _, f := range w.rx.Frames {
 		in.FramesIn++
 		in.BytesIn += uint64(f.Len())
+		w.meet(side, f, false)
 		v := w.decide(side, set, f)
 		in.SegmentsIn += uint64(f.Segments)
 		w.settle(f, v)
@@ -204,6 +211,7 @@ func (w *worker) settle(f *packet.Frame, v packet.Verdict) {
 		w.tx[underlayTo(f)].Add(f)
 	default:
 		w.count.Verdicts[v] += uint64(f.Segments)
+		w.see(AtDrop, f, v)
 	}
 }
 
@@ -237,6 +245,12 @@ func (w *worker) flush(side Side) error {
 		out.BytesOut += uint64(f.SentBytes)
 		w.count.Verdicts[side.sent()] += uint64(f.Sent)
 		w.count.Verdicts[side.refused()] += uint64(f.Refused)
+		if f.Sent > 0 {
+			w.seeAside(AtSent, f, side.sent())
+		}
+		if f.Refused > 0 {
+			w.seeAside(AtDrop, f, side.refused())
+		}
 	}
 	batch.Reset()
 	return err

@@ -91,6 +91,9 @@ type Frame struct {
 	// OuterTOS is the outer IPv4 TOS byte, read or to be written (RFC 6040).
 	OuterTOS uint8
 
+	// Serial is a number that the packet's worker gave it, for those who observe the packet at several places; 0 for none.
+	Serial uint64
+
 	// Result of the last Port.Write: wire segments that left and that the port refused,
 	// and the bytes that left.
 	Sent, Refused, SentBytes int
