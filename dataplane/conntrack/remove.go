@@ -109,18 +109,17 @@ func (a *area) removeFrom(home, s uint64, generation uint32, why reason, now uin
 	}
 	bit, listed := a.homeBit(home, h, s)
 	e := read(a.slot(s), ctrl)
-	removed = listed && e.generation() == generation && stateOf(ctrl) != free && e.due(why, now)
-	if removed {
+	if removed = listed && e.generation() == generation && stateOf(ctrl) != free && e.due(why, now); removed {
 		a.count.Add(-1)
 		a.stats.removed(why).Add(1)
 		h, ctrl = bump(h)&^bit, bump(ctrl)&^entryMask
 	}
-	if s == home {
-		a.release(home, ctrl&^bit)
-		return removed, listed
+	if s != home {
+		a.release(s, ctrl)
+	} else if removed {
+		h &^= entryMask
 	}
 	a.release(home, h)
-	a.release(s, ctrl)
 	return removed, listed
 }
 
