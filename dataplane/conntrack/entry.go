@@ -126,14 +126,13 @@ func (t *Table) locate(id ID) (a *area, s uint64, generation uint32) {
 }
 
 // storeKey writes the canonical tuple, ports apart.
-func (a *area) storeKey(s uint64, k *key) {
-	w := a.slot(s)
+func (w *slot) storeKey(size uint64, k *key) {
 	w[wAddr].Store(k.addr[0])
-	if a.size == slotLen6 {
-		w := w.wide()
-		w[wAddr2].Store(k.addr[1])
-		w[wHigh].Store(k.addr[2])
-		w[wHigh2].Store(k.addr[3])
+	if size == slotLen6 {
+		w6 := w.wide()
+		w6[wAddr2].Store(k.addr[1])
+		w6[wHigh].Store(k.addr[2])
+		w6[wHigh2].Store(k.addr[3])
 	}
 }
 
@@ -177,10 +176,9 @@ func (a *area) tuple(k *key, greater bool) Tuple {
 }
 
 // storePorts writes the tuple's ports and the translation. The zero address is none.
-func (a *area) storePorts(s uint64, k *key, nat *NAT) {
-	w := a.slot(s)
+func (w *slot) storePorts(size uint64, k *key, nat *NAT) {
 	w[wPorts].Store(uint64(k.ports)<<32 | uint64(nat.Src.Port())<<16 | uint64(nat.Dst.Port()))
-	if a.size == slotLen4 {
+	if size == slotLen4 {
 		w[wAddr2].Store(natAddr4(nat.Src)<<32 | natAddr4(nat.Dst))
 		return
 	}

@@ -1,43 +1,53 @@
 package conntrack
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Insert makes a flow of a packet whose Lookup missed and that policy allows; the packet is its first, and its
 // direction the original one. When the flow exists by now it is as if Lookup had found it.
-func (t *Table) Insert(p *Packet, nat NAT, now time.Duration) (Hit, Result) {
-	var k key
-	a := t.setKey(&k, &p.Tuple)
-	if a == nil || !nat.fits(&p.Tuple) {
+func (t *Table) Insert(p *Packet, nat NAT, now time.Duration) (hit Hit, result Result) {
+	d := draft{packet: p, nat: &nat}
+	a := t.setKey(&d.key, &p.Tuple)
+	if a == nil || !nat.fits(&p.Tuple) || !d.open(seconds(now)) {
 		return Hit{}, Refused
 	}
-	e, ok := opening(p, &k, seconds(now))
-	if !ok {
-		return Hit{}, Refused
-	}
-	var hit Hit
-	result := a.insert(&k, p, &e, &nat, &hit)
+	result = a.insert(&d, &hit)
 	return hit, result
 }
 
-// fits says whether the translation is of the flow's family.
-func (n *NAT) fits(t *Tuple) bool {
-	return (!n.Src.IsValid() || n.Src.Addr().Is4() == t.Src.Is4()) && (!n.Dst.IsValid() || n.Dst.Addr().Is4() == t.Src.Is4())
+// A draft is a flow on its way into the table.
+type draft struct {
+	key    key
+	entry  entry // without generation and home bits
+	packet *Packet
+	nat    *NAT
 }
 
-// opening returns the entry that a packet starts, without generation and home bits.
-func opening(p *Packet, k *key, now uint32) (entry, bool) {
-	e := entry{ctrl: uint64(k.proto) << protoShift, times: uint64(now)<<32 | uint64(now)}
-	if k.swapped {
+// fits says whether the translation is of the flow's family.
+func (n *NAT) fits(t *Tuple) bool { return fits(n.Src, t) && fits(n.Dst, t) }
+
+func fits(to netip.AddrPort, t *Tuple) bool {
+	return to == netip.AddrPort{} || to.IsValid() && to.Addr().Is4() == t.Src.Is4() && !to.Addr().IsUnspecified()
+}
+
+// open makes the entry that the packet starts, and returns false if it starts none.
+func (d *draft) open(now uint32) bool {
+	e := entry{ctrl: uint64(d.key.proto) << protoShift, times: uint64(now)<<32 | uint64(now)}
+	if d.key.swapped {
 		e.ctrl |= swapped
 	}
-	if p.Proto != protoTCP {
+	if d.key.proto != protoTCP {
 		e.ctrl = withState(e.ctrl, Unreplied)
-		return e, true
+		d.entry = e
+		return true
 	}
 	var c conn
-	ok := c.open(&p.TCP)
+	ok := c.open(&d.packet.TCP)
 	e.setConn(&c)
-	return e, ok
+	d.entry = e
+	return ok
 }
 
 // A placement is what one attempt to insert came to.
@@ -52,21 +62,21 @@ const (
 // attempts of an insert: other workers may take the room that it makes.
 const attempts = 8
 
-func (a *area) insert(k *key, p *Packet, e *entry, nat *NAT, hit *Hit) Result {
-	now := e.lastSeen()
+// insert fills hit, which is zero, with the new flow or the one that exists.
+func (a *area) insert(d *draft, hit *Hit) Result {
+	now := d.entry.lastSeen()
 	for range attempts {
-		s, result := a.place(k, e, nat, hit)
-		switch result {
+		switch s, result := a.place(d, hit); result {
 		case placed:
 			a.stats.inserted.Add(1)
 			return Inserted
 		case present:
-			if a.lookup(k, p, now, hit) {
+			if a.lookup(&d.key, d.packet, now, hit) {
 				return Exists
 			}
-			a.replace(s, k, p, now)
+			a.replace(s, &d.key, d.packet, now)
 		case noRoom:
-			if !a.evict(a.home(k.hash), now) {
+			if !a.evict(a.home(d.key.hash), now) {
 				a.stats.full.Add(1)
 				return Full
 			}
@@ -77,19 +87,20 @@ func (a *area) insert(k *key, p *Packet, e *entry, nat *NAT, hit *Hit) Result {
 }
 
 // place puts a new entry into the first free slot of its probe sequence. Holding the home's lock it is the only one that can
-// add or remove an entry of this home. If there is one of k, place returns its slot.
-func (a *area) place(k *key, e *entry, nat *NAT, hit *Hit) (uint64, placement) {
-	home := a.home(k.hash)
+// add or remove an entry of this home. If there is one of the draft's key, place returns its slot.
+func (a *area) place(d *draft, hit *Hit) (uint64, placement) {
+	home := a.home(d.key.hash)
 	h := a.lock(home)
-	if s, _, ok := a.among(home, h, k); ok {
+	s, _, found := a.among(home, h, &d.key)
+	if found {
 		a.release(home, h)
 		return s, present
 	}
 	if a.count.Add(1) <= a.limit {
 		for i := range probes {
-			if s := a.probeAt(home, i); a.fill(s, i, home, &h, k, e, nat, hit) {
+			if a.fill(home, i, &h, d, hit) {
 				a.release(home, h)
-				return s, placed
+				return 0, placed
 			}
 		}
 	}
@@ -98,47 +109,49 @@ func (a *area) place(k *key, e *entry, nat *NAT, hit *Hit) (uint64, placement) {
 	return 0, noRoom
 }
 
-// fill writes the entry into slot s, number i of the home whose lock is held and whose control word is h, if it is free.
-func (a *area) fill(s uint64, i int, home uint64, h *uint64, k *key, e *entry, nat *NAT, hit *Hit) bool {
-	ctrl := *h
-	if s != home {
-		var ok bool
-		if ctrl, ok = a.tryLock(s); !ok {
+// fill puts the draft into slot number i of a home's probe sequence, if that is free. The home's lock is held; h, its
+// control word, is brought up to date.
+func (a *area) fill(home uint64, i int, h *uint64, d *draft, hit *Hit) bool {
+	s := a.probeAt(home, i)
+	if s == home {
+		if stateOf(*h) != free {
 			return false
 		}
+		a.write(s, d, hit)
+		*h = bump(*h) | d.entry.ctrl | 1<<(homeBits+i)
+		return true
 	}
-	if stateOf(ctrl) != free {
-		if s != home {
-			a.release(s, ctrl)
-		}
+	if stateOf(a.slot(s)[wCtrl].Load()) != free {
 		return false
 	}
-	a.write(s, k, e, nat, hit)
-	ctrl |= e.ctrl
-	if s == home {
-		*h = bump(ctrl)
-	} else {
-		a.release(s, bump(ctrl))
-		*h = bump(*h)
+	ctrl, ok := a.tryLock(s)
+	if !ok {
+		return false
 	}
-	*h |= 1 << (homeBits + i)
+	if stateOf(ctrl) != free {
+		a.release(s, ctrl)
+		return false
+	}
+	a.write(s, d, hit)
+	a.release(s, bump(ctrl)|d.entry.ctrl)
+	*h = bump(*h) | 1<<(homeBits+i)
 	return true
 }
 
 // write fills a locked slot but for its control word, under the next generation, which is never 0.
-func (a *area) write(s uint64, k *key, e *entry, nat *NAT, hit *Hit) {
+func (a *area) write(s uint64, d *draft, hit *Hit) {
 	w := a.slot(s)
 	generation := uint32(w[wGen].Load()>>32) + 1
 	if generation == 0 {
 		generation = 1
 	}
-	a.storeKey(s, k)
-	a.storePorts(s, k, nat)
-	w[wTimes].Store(e.times)
-	w[wGen].Store(uint64(generation)<<32 | e.gen&0xffffffff)
-	w[wSent0].Store(e.sent[0])
-	w[wSent1].Store(e.sent[1])
-	*hit = Hit{ID: a.id(s, generation), State: stateOf(e.ctrl), NAT: *nat}
+	w.storeKey(a.size, &d.key)
+	w.storePorts(a.size, &d.key, d.nat)
+	w[wTimes].Store(d.entry.times)
+	w[wGen].Store(uint64(generation)<<32 | d.entry.gen&0xffffffff)
+	w[wSent0].Store(d.entry.sent[0])
+	w[wSent1].Store(d.entry.sent[1])
+	*hit = Hit{ID: a.id(s, generation), State: stateOf(d.entry.ctrl), NAT: *d.nat}
 }
 
 // lock takes a slot's lock and returns its control word, unlocked. Nobody calls it holding a lock.

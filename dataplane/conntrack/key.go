@@ -55,10 +55,12 @@ func (k *key) set6(p *Tuple) {
 	dstHi, dstLo := halves(p.Dst)
 	k.swapped = srcHi > dstHi || srcHi == dstHi && (srcLo > dstLo || srcLo == dstLo && p.SrcPort > p.DstPort)
 	if k.swapped {
-		k.addr, k.ports = [4]uint64{dstLo, srcLo, dstHi, srcHi}, uint32(p.DstPort)<<16|uint32(p.SrcPort)
-		return
+		srcHi, srcLo, dstHi, dstLo = dstHi, dstLo, srcHi, srcLo
+		k.ports = uint32(p.DstPort)<<16 | uint32(p.SrcPort)
+	} else {
+		k.ports = uint32(p.SrcPort)<<16 | uint32(p.DstPort)
 	}
-	k.addr, k.ports = [4]uint64{srcLo, dstLo, srcHi, dstHi}, uint32(p.SrcPort)<<16|uint32(p.DstPort)
+	k.addr[0], k.addr[1], k.addr[2], k.addr[3] = srcLo, dstLo, srcHi, dstHi
 }
 
 func addr4(a netip.Addr) uint32 {

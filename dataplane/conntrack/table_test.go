@@ -168,8 +168,10 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	p := numbered(1, false, 17)
-	if _, result := table.Insert(&p, conntrack.NAT{Src: netip.AddrPortFrom(six, 1)}, now); result != conntrack.Refused {
-		t.Errorf("NAT of another family: %v", result)
+	for _, to := range []netip.Addr{six, {}, netip.IPv4Unspecified()} {
+		if _, result := table.Insert(&p, conntrack.NAT{Src: netip.AddrPortFrom(to, 1)}, now); result != conntrack.Refused {
+			t.Errorf("NAT to %v: %v", to, result)
+		}
 	}
 	for _, id := range []conntrack.ID{0, 1, 1 << 31, 1<<32 | 5, 1<<64 - 1} {
 		if table.Delete(id) {
