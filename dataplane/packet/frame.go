@@ -15,9 +15,9 @@ const (
 	// room for an encapsulation, chosen so that the IP header starts on a cache line.
 	Headroom = 128 - EthernetLen
 
-	// MaxFrame is the largest frame a TAP hands over: 64 KiB of IP behind an
-	// Ethernet header with one VLAN tag.
-	MaxFrame = 65535 + EthernetLen + 4
+	// MaxFrame is the largest frame a TAP hands over: 64 KiB behind an IPv6 header, behind
+	// an Ethernet header with one VLAN tag.
+	MaxFrame = 65535 + ipv6Len + EthernetLen + 4
 )
 
 // A MAC is an Ethernet address.
@@ -88,7 +88,7 @@ type Frame struct {
 	// Remote is the outer source of a frame read from an underlay, and the outer
 	// destination of a frame to be written to one.
 	Remote netip.AddrPort
-	// OuterTOS is the outer IPv4 TOS byte, read or to be written (RFC 6040).
+	// OuterTOS is the outer TOS or traffic class byte, read or to be written (RFC 6040).
 	OuterTOS uint8
 
 	// Serial is a number that the packet's worker gave it, for those who observe the packet at several places; 0 for none.

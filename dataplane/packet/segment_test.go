@@ -148,13 +148,19 @@ func TestSegmenterEdges(t *testing.T) {
 		{"largest packet", 65535 - 40, 1410}, {"largest size", 65535 - 40, 65535},
 	}
 	b := packet.NewBatch(0)
+	check := func(t *testing.T, s stack, gsoSize int) {
+		s.tcp.FIN, s.tcp.PSH, s.tcp.CWR = true, true, true
+		one := super{stack: s, gsoSize: gsoSize}
+		checkSegments(t, one.frame(t, b), make([]byte, 8), one.segments(t))
+	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s := super{stack: plainTCP(bytes.Repeat([]byte("ab\xff"), tt.payload)[:tt.payload]), gsoSize: tt.gsoSize}
-			s.tcp.FIN, s.tcp.PSH, s.tcp.CWR = true, true, true
-			checkSegments(t, s.frame(t, b), make([]byte, 8), s.segments(t))
+			s := plainTCP(bytes.Repeat([]byte("ab\xff"), tt.payload)[:tt.payload])
+			check(t, s, tt.gsoSize)
+			check(t, s.overIPv6(option(0, 1)), tt.gsoSize)
 		})
 	}
+	t.Run("largest IPv6 packet", func(t *testing.T) { check(t, plainTCP(make([]byte, 65535-20)).overIPv6(), 1410) })
 }
 
 // A UDP checksum that comes out as zero leaves as 0xffff: zero means "none".
