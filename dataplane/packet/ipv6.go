@@ -9,13 +9,13 @@ const (
 	ipv6Len         = 40
 	ipv6FragmentLen = 8
 
-	// Bounds of an extension chain: RFC 8504 section 5.3 lets a node set them. Each kind of header occurs
-	// once in a sound packet, destination options twice: four kinds that the chain can go on behind.
+	// Bounds of an extension chain, which RFC 8504 section 5.3 lets a node set. The longest that RFC 8200 recommends has
+	// five headers: hop-by-hop, destination options, routing, fragment, destination options.
 	maxExtensions     = 8
 	maxExtensionBytes = 256
 )
 
-// IPv6 extension headers (RFC 8200 section 4), and what else can end a chain.
+// IPv6 extension headers (RFC 8200 section 4), and the number that says that nothing follows.
 const (
 	protoHopByHop    = 0
 	protoRouting     = 43
@@ -60,9 +60,9 @@ func (f *Frame) parseIPv6() Verdict {
 	return f.parseL4(hashIPv6(ip[8:24]), hashIPv6(ip[24:40]))
 }
 
-// hashIPv6 makes 64 bits of an address that differ where it does, in either half.
+// hashIPv6 makes 64 bits of an address that both of its halves are spread over.
 func hashIPv6(a []byte) uint64 {
-	return mix(binary.BigEndian.Uint64(a)) + binary.BigEndian.Uint64(a[8:])
+	return mix(mix(binary.BigEndian.Uint64(a)) + binary.BigEndian.Uint64(a[8:]))
 }
 
 // isExtension reports whether the chain goes on behind a header with the number. Everything else ends it like an

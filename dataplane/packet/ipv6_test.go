@@ -56,6 +56,8 @@ func TestParseExtensions(t *testing.T) {
 		{"two fragment headers, the second later", []extension{fragmentHeader(0, 0), fragmentHeader(80, 1)}, packet.DropExtension},
 		{"fragment up to 64 KiB", []extension{fragmentHeader(65504, 0)}, packet.None},
 		{"fragment over 64 KiB", []extension{fragmentHeader(65512, 0)}, packet.DropExtension},
+		{"fragment up to 64 KiB with a header before", []extension{hop, fragmentHeader(65496, 0)}, packet.None},
+		{"fragment over 64 KiB with a header before", []extension{hop, fragmentHeader(65504, 0)}, packet.DropExtension},
 		{"8 headers", repeat(dest, 8), packet.None},
 		{"9 headers", repeat(dest, 9), packet.DropExtension},
 		{"256 bytes", []extension{option(60, 32)}, packet.None},
@@ -142,5 +144,29 @@ func TestAtomicFragment(t *testing.T) {
 	sport, dport := f.Ports()
 	if f.Fragment || f.FragmentID != 0 || sport != 1000 || dport != 2000 || f.Hash != whole.Hash || f.Payload != f.L4+20 {
 		t.Errorf("fragment %v %#x, ports %d %d, hash %#x, of the whole %#x", f.Fragment, f.FragmentID, sport, dport, f.Hash, whole.Hash)
+	}
+}
+
+// Every bit of addresses and ports counts in the hash: a collision is one in four billion.
+func TestHashEveryBit(t *testing.T) {
+	b := packet.NewBatch(0)
+	for _, s := range []stack{plainUDP(nil), plainUDP(nil).overIPv6()} {
+		data := s.bytes(t)
+		first, last := 14+12, s.l4()+4
+		if s.ip6 != nil {
+			first = 14 + 8
+		}
+		seen := map[uint32]int{parsed(t, b, data).Hash: -1}
+		for bit := 8 * first; bit < 8*last; bit++ {
+			other := bytes.Clone(data)
+			if other[bit/8] ^= 0x80 >> (bit % 8); s.ip6 == nil {
+				refresh(other[14:])
+			}
+			hash := parsed(t, b, other).Hash
+			if before, ok := seen[hash]; ok {
+				t.Errorf("bits %d and %d turned over: both hash to %#x", before, bit, hash)
+			}
+			seen[hash] = bit
+		}
 	}
 }

@@ -54,6 +54,7 @@ func randomExtension(r *rand.Rand, proto uint8) extension {
 		e.data[2], e.data[3] = uint8(1+r.IntN(255)), 0 // any type but 0, no segments left
 	}
 	if proto == 44 {
+		e.data[1] = byte(r.Uint32()) // reserved, no length
 		binary.BigEndian.PutUint16(e.data[2:], [3]uint16{0, 1, uint16(3+r.IntN(0x1e00))<<3 | uint16(r.IntN(2))}[r.IntN(3)])
 	}
 	return e
