@@ -83,15 +83,18 @@ func TestRefusedDestinations(t *testing.T) {
 		"not from a loopback source (EINVAL)": {loopback4, "192.0.2.1:8472"},
 		"port 0 (EINVAL)":                     {loopback4, "127.0.0.1:0"},
 		"port 0, IPv6 (EINVAL)":               {loopback6, "[::1]:0"},
-		"none":                                {loopback4, ""},
-		"none, IPv6":                          {loopback6, ""},
+		"no address":                          {loopback4, ""},
+		"no address, IPv6":                    {loopback6, ""},
 		"no IPv4":                             {loopback4, "[2001:db8::1]:8472"},
 		"no IPv6":                             {loopback6, "127.0.0.1:8472"},
 		"no IPv6, but looks so":               {loopback6, "[::ffff:127.0.0.1]:8472"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bad, _ := netip.ParseAddrPort(tt.bad)
 			a, b, to := tt.lo.pair(t)
+			bad := netip.AddrPortFrom(netip.Addr{}, to.Port()) // the kernel takes :: for itself
+			if tt.bad != "" {
+				bad = netip.MustParseAddrPort(tt.bad)
+			}
 			out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
 			for _, remote := range []netip.AddrPort{to, bad, bad, to} {
 				outgoing(t, out, flow{1, 2}.udp(t, pattern(9000)), 1000, remote)

@@ -61,7 +61,7 @@ func TestFullSendBuffer(t *testing.T) {
 				sent += f.Sent
 				refused += f.Refused
 			}
-			if sent == 0 || refused == 0 || took > 2*time.Second {
+			if sent == 0 || refused == 0 || took > time.Minute {
 				t.Errorf("%d sent, %d refused in %v: not what this test is about", sent, refused, took)
 			}
 			t.Logf("fallback %v: %d sent, %d refused in %v; %d fallbacks, offloads %v", fallback, sent, refused, took, a.Fallbacks(), a.Offloads())

@@ -172,24 +172,32 @@ func TestUnderlayFragments(t *testing.T) {
 	for name, r := range roads {
 		t.Run(name, func(t *testing.T) {
 			fd := r.build(t)
-			u := openConfig(t, Config{Local: r.local, Framing: codec(t, 1)})[0]
+			hashed := openConfig(t, Config{Local: r.local, Framing: codec(t, 1)})[0]
+			fixed := openConfig(t, Config{Local: netip.AddrPortFrom(r.local.Addr(), 8285), Framing: codec(t, 1), FixedSource: true})[0]
 			for _, tt := range []struct {
 				size, want int
 				to         netip.AddrPort
 			}{{1300, 1, r.far}, {1400, 2, r.far}, {1500, 1, r.near}, {1501, 2, r.near}} {
-				b, f := r.ofSize(t, tt.size, tt.to)
-				u.Write(b)
-				all := r.captured(t, fd)
-				if len(all) != tt.want || f.Sent != 1 {
-					t.Fatalf("%d bytes to %v: %d packets, want %d; %d sent", tt.size, tt.to, len(all), tt.want, f.Sent)
-				}
-				for _, p := range all {
-					if r.family == &inet4 && !mayFragment(p) {
-						t.Errorf("%d bytes to %v: DF is set", tt.size, tt.to)
-					}
-				}
+				r.checkPackets(t, fd, hashed, tt.size, tt.to, tt.want)
+				r.checkPackets(t, fd, fixed, tt.size, tt.to, tt.want)
 			}
 		})
+	}
+}
+
+// checkPackets sends one datagram and counts the packets that leave, none of them with DF set.
+func (r road) checkPackets(t *testing.T, fd int, u *Underlay, size int, to netip.AddrPort, want int) {
+	t.Helper()
+	b, f := r.ofSize(t, size, to)
+	u.Write(b)
+	all := r.captured(t, fd)
+	if len(all) != want || f.Sent != 1 {
+		t.Fatalf("%d bytes to %v: %d packets, want %d; %d sent", size, to, len(all), want, f.Sent)
+	}
+	for _, p := range all {
+		if r.family == &inet4 && !mayFragment(p) {
+			t.Errorf("%d bytes to %v: DF is set", size, to)
+		}
 	}
 }
 
@@ -226,7 +234,7 @@ func TestProbeRefuses(t *testing.T) {
 		for name, f := range map[string]*packet.Frame{
 			"a super-packet":       outgoing(t, b, flow{1, 2}.tcp(t, pattern(3000)), 1000, netip.AddrPortFrom(lo.b, 8472)),
 			"of the other family":  outgoing(t, b, flow{1, 2}.tcp(t, nil), 0, netip.AddrPortFrom(other, 8472)),
-			"to nobody":            outgoing(t, b, flow{1, 2}.tcp(t, nil), 0, netip.AddrPort{}),
+			"to nobody":            outgoing(t, b, flow{1, 2}.tcp(t, nil), 0, netip.AddrPortFrom(netip.Addr{}, 8472)),
 			"to port 0 (EINVAL)":   outgoing(t, b, flow{1, 2}.tcp(t, nil), 0, netip.AddrPortFrom(lo.b, 0)),
 			"more than UDP allows": outgoing(t, b, flow{1, 2}.udp(t, pattern(65535-28)), 0, netip.AddrPortFrom(lo.b, 8472)),
 		} {

@@ -30,6 +30,7 @@ func TestSuperPacketOverLoopback(t *testing.T) {
 			"TCP, one segment":                       {flow{1, 2}.tcp(t, pattern(1000)), 1410},
 			"TCP, no payload":                        {flow{1, 2}.tcp(t, nil), 1410},
 			"TCP, segments of one byte":              {flow{1, 2}.tcp(t, pattern(130)), 1},
+			"TCP, more bytes than one send takes":    {flow{1, 2}.tcp(t, pattern(16*4034)), 4034}, // 16 datagrams of 4096 bytes are too many
 		}
 		for name, tt := range tests {
 			t.Run(name, func(t *testing.T) {
