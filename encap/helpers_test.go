@@ -57,7 +57,7 @@ func serialize(t testing.TB, proto layers.IPProtocol, l4 l4Layer, payload []byte
 func ipv6UDP(t testing.TB, n int) []byte {
 	t.Helper()
 	eth := &layers.Ethernet{SrcMAC: []byte{2, 0, 0, 0, 0, 1}, DstMAC: []byte{2, 0, 0, 0, 0, 2}, EthernetType: layers.EthernetTypeIPv6}
-	ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: net.ParseIP("fd00:1::2"), DstIP: net.ParseIP("fd00:2::2")}
+	ip := &layers.IPv6{Version: 6, FlowLabel: 0x12345, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: net.ParseIP("fd00:1::2"), DstIP: net.ParseIP("fd00:2::2")}
 	udp := &layers.UDP{SrcPort: 1, DstPort: 2}
 	udp.SetNetworkLayerForChecksum(ip)
 	buf := gopacket.NewSerializeBuffer()
