@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
@@ -11,9 +12,10 @@ import (
 // A claimer decides what this node claims. It is the pure part: everything it knows, the time included, comes in with
 // each turn. Not safe for concurrent use.
 type claimer struct {
-	id    nodeID
-	pool  pool
-	given netip.Prefix // valid iff the subnet is given instead of claimed
+	id     nodeID
+	pools  pools
+	given  netip.Prefix // valid iff the subnet is given instead of claimed
+	given6 netip.Prefix // valid iff dual stack and the IPv6 subnet is given too
 
 	claim  claim           // valid iff block is; its tenure is the one that others were told
 	rivals map[nodeID]bool // nodes that claim the block too, as of the last turn
@@ -53,7 +55,7 @@ func (c *claimer) fits(kept claim) bool {
 	if c.given.IsValid() {
 		return kept.block == c.given
 	}
-	return c.pool.has(kept.block)
+	return c.pools.claimed.has(kept.block)
 }
 
 // turn looks at the situation. It says whether the claim is to be confirmed now: the caller persists that and calls
@@ -113,11 +115,11 @@ func (c *claimer) refresh(s situation) {
 	}
 }
 
-// challenged says whether a node claims the block that did not before.
+// challenged says whether a node claims the block, or what goes with it, that did not before.
 func (c *claimer) challenged(others []holding) (news bool) {
 	rivals := map[nodeID]bool{}
 	for _, h := range others {
-		if c.claim.block.IsValid() && h.block.Overlaps(c.claim.block) {
+		if c.claim.block.IsValid() && (h.block.Overlaps(c.claim.block) || h.block.Overlaps(c.paired())) {
 			rivals[h.of.id] = true
 			news = news || !c.rivals[h.of.id]
 		}
@@ -126,14 +128,40 @@ func (c *claimer) challenged(others []holding) (news bool) {
 	return news
 }
 
-// defend withdraws the claim when somebody else owns the block.
+// paired returns the IPv6 block that goes with the claim, the zero Prefix when none does.
+func (c *claimer) paired() netip.Prefix {
+	if c.given6.IsValid() {
+		return c.given6
+	}
+	return c.pools.pair(c.claim.block)
+}
+
+// claims returns what the node's record says: the claim, and a second one if the other nodes cannot tell from the first
+// what the IPv6 block is.
+func (c *claimer) claims() []claim {
+	switch {
+	case !c.claim.block.IsValid():
+		return nil
+	case c.paired() == c.pools.pair(c.claim.block):
+		return []claim{c.claim}
+	}
+	second := c.claim
+	second.block = c.paired()
+	return []claim{c.claim, second}
+}
+
+// defend withdraws the claim when somebody else owns the block, or the one that goes with it.
 func (c *claimer) defend(s situation) {
-	mine := holding{c.claim, s.self}
-	if best := owner(c.claim.block, append(slices.Clone(s.others), mine)); best.of != s.self {
-		if c.claim.state == confirmed { // of two that choose at once, one loses: nothing to note
-			c.lost++
+	mine := slices.Collect(holdings(c.pools, slices.Values([]*record{{id: s.self.id, claims: c.claims()}})))
+	all := append(slices.Clone(s.others), mine...)
+	for _, h := range mine {
+		if owner(h.block, all).of != h.of {
+			if c.claim.state == confirmed { // of two that choose at once, one loses: nothing to note
+				c.lost++
+			}
+			c.withdraw()
+			return
 		}
-		c.withdraw()
 	}
 }
 
@@ -156,11 +184,13 @@ func (c *claimer) confirm(now time.Duration) {
 func (c *claimer) choose(s situation) {
 	block := c.given
 	if block.IsValid() {
-		if h, ok := overlapping(block, s.others); ok {
-			c.problem = fmt.Sprintf("subnet %s is given, but %s holds %s: give another one, or stop that node", block, h.of, h.block)
-			return
+		for _, block := range []netip.Prefix{block, cmp.Or(c.given6, c.pools.pair(block))} {
+			if h, ok := overlapping(block, s.others); ok {
+				c.problem = fmt.Sprintf("subnet %s is given, but %s holds %s: give another one, or stop that node", block, h.of, h.block)
+				return
+			}
 		}
-	} else if b, ok := c.pool.pick(c.id, takenBy(s)); ok {
+	} else if b, ok := c.pools.pick(c.id, takenBy(s)); ok {
 		block = b
 	} else {
 		c.problem = c.exhausted(s)
@@ -181,7 +211,7 @@ func (c *claimer) exhausted(s situation) string {
 		nodes[h.of.id] = true
 	}
 	return fmt.Sprintf("no free subnet: %s in %s are all taken, by %d other nodes (%d of them not alive) and %d reserved prefixes: "+
-		"widen SubnetMin and SubnetMax, or take nodes away", c.pool, c.pool.network, len(nodes), dead, len(s.reserved))
+		"widen SubnetMin and SubnetMax, or take nodes away", c.pools.claimed, c.pools.claimed.network, len(nodes), dead, len(s.reserved))
 }
 
 func overlapping(block netip.Prefix, all []holding) (holding, bool) {

@@ -29,7 +29,7 @@ func (c *cluster) invade(i int, name string, s *stranger) {
 	cfg := memberlist.DefaultLANConfig()
 	cfg.Name, cfg.BindAddr, cfg.BindPort, cfg.AdvertisePort = name, c.addr(i).String(), c.port, c.port
 	cfg.SecretKey, cfg.LogOutput, cfg.Delegate = bytes.Repeat([]byte{7}, 32), io.Discard, s
-	cfg.Label = label(pool{netip.MustParsePrefix("10.244.0.0/16"), 24, netip.Addr{}, netip.Addr{}})
+	cfg.Label = label(pools{claimed: pool{netip.MustParsePrefix("10.244.0.0/16"), 24, netip.Addr{}, netip.Addr{}}})
 	list, err := memberlist.Create(cfg)
 	if err != nil {
 		c.t.Fatal(err)
@@ -109,7 +109,7 @@ func TestPacketsOfStrangers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	ours := label(n1.store.pool)
+	ours := label(n1.store.pools)
 	for _, p := range []struct {
 		packet []byte
 		reason string

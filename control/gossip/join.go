@@ -103,7 +103,11 @@ func (s *Store) resolve(ctx context.Context, seed string) []netip.AddrPort {
 	if err != nil { // Open refused it
 		return nil
 	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	network := "ip4" // the socket is of one family
+	if s.endpoint.Addr().Is6() {
+		network = "ip6"
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, network, host)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.seedProblems, seed)

@@ -60,6 +60,7 @@ func ownGoroutines() (left string) {
 type cluster struct {
 	t      *testing.T
 	prefix [3]byte // of the nodes' addresses
+	six    bool    // they are of IPv6
 	port   int
 	tune   func(*Config) // for each node before it starts
 }
@@ -78,6 +79,9 @@ func newCluster(t *testing.T) *cluster {
 }
 
 func (c *cluster) addr(i int) netip.Addr {
+	if c.six {
+		return loopback6(i)
+	}
 	return netip.AddrFrom4([4]byte{c.prefix[0], c.prefix[1], c.prefix[2], byte(i)})
 }
 
@@ -187,10 +191,10 @@ func (n *node) now() View {
 	return n.view
 }
 
-// subnet waits until the node has one.
+// subnet waits until the node has one, and returns that of IPv4.
 func (n *node) subnet() netip.Prefix {
 	n.t.Helper()
-	await(n.t, "a confirmed subnet of "+n.config.Self.Name, func() bool { return n.now().Self.Subnet.IsValid() }, n)
+	await(n.t, "a confirmed subnet of "+n.config.Self.Name, func() bool { return n.now().Self.HasSubnet() }, n)
 	return n.now().Self.Subnet
 }
 
@@ -225,11 +229,12 @@ func awaitMesh(t *testing.T, nodes ...*node) {
 	await(t, "routes between all nodes", func() bool {
 		for _, n := range nodes {
 			for _, other := range nodes {
-				if n != other && (!n.peer(other).Routable || n.peer(other).Subnet != other.now().Self.Subnet) {
+				p, self := n.peer(other), other.now().Self
+				if n != other && (!p.Routable || p.Subnet != self.Subnet || p.IPv6Subnet != self.IPv6Subnet) {
 					return false
 				}
 			}
-			if !n.now().Self.Subnet.IsValid() {
+			if !n.now().Self.HasSubnet() {
 				return false
 			}
 		}
@@ -242,8 +247,9 @@ func assertDisjoint(t *testing.T, nodes ...*node) {
 	t.Helper()
 	for i, n := range nodes {
 		for _, other := range nodes[:i] {
-			if a, b := n.now().Self.Subnet, other.now().Self.Subnet; a.Overlaps(b) {
-				t.Errorf("%s has %s and %s has %s", n.config.Self.Name, a, other.config.Self.Name, b)
+			a, b := n.now().Self, other.now().Self
+			if a.Subnet.Overlaps(b.Subnet) || a.IPv6Subnet.Overlaps(b.IPv6Subnet) {
+				t.Errorf("%+v and %+v", a, b)
 			}
 		}
 	}

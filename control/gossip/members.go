@@ -27,9 +27,14 @@ const (
 	streamTimeout    = 5 * time.Second  // of a whole TCP exchange, each side
 )
 
-// label keeps networks apart that share an underlay. It is no secret.
-func label(p pool) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "tulle %s /%d", p.network, p.bits))
+// label keeps networks apart that share an underlay. It is no secret. In a dual-stack network it holds all that an IPv6
+// subnet follows from.
+func label(p pools) string {
+	text := fmt.Sprintf("tulle %s /%d", p.claimed.network, p.claimed.bits)
+	if p.dual() {
+		text += fmt.Sprintf(" from %s, %s /%d from %s to %s", p.claimed.min, p.paired.network, p.paired.bits, p.paired.min, p.paired.max)
+	}
+	sum := sha256.Sum256([]byte(text))
 	return "tulle-" + hex.EncodeToString(sum[:8])
 }
 
@@ -47,7 +52,7 @@ func (s *Store) openMembers(ctx context.Context) (*memberlist.Memberlist, error)
 	s.transport = &transport{inner, ctx, &net.TCPAddr{IP: at.Addr().AsSlice()}}
 	c.Transport = s.transport
 	c.Name = memberName(s.id, s.disk.BootEpoch)
-	c.Label = label(s.pool)
+	c.Label = label(s.pools)
 	c.SecretKey = s.config.Key
 	c.BindAddr, c.BindPort = at.Addr().String(), int(at.Port())
 	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort

@@ -27,20 +27,56 @@ type holding struct {
 	of *record
 }
 
-// holdings yields every claim inside the network: all that a new claim must not overlap.
-func holdings(network netip.Prefix, known iter.Seq[*record]) iter.Seq[holding] {
+// holdings yields every claim inside the networks, and what goes with it: all that a new claim must not overlap.
+func holdings(p pools, known iter.Seq[*record]) iter.Seq[holding] {
 	return func(yield func(holding) bool) {
 		for r := range known {
-			for _, c := range r.claims {
-				if !inside(network, c.block) {
-					continue
-				}
+			for c := range p.claims(r) {
 				if !yield(holding{c, r}) {
 					return
 				}
 			}
 		}
 	}
+}
+
+// claims yields what the record's claims mean in the networks. A node whose IPv6 subnet does not go with its IPv4 one,
+// both being given, claims it too.
+func (p pools) claims(r *record) iter.Seq[claim] {
+	return func(yield func(claim) bool) {
+		both := claimsIPv6(r)
+		for _, c := range r.claims {
+			if p.contain(c.block) && !yield(c) {
+				return
+			}
+			second := c
+			second.block = p.pair(c.block)
+			if !both && second.block.IsValid() && !yield(second) {
+				return
+			}
+		}
+	}
+}
+
+func claimsIPv6(r *record) bool {
+	return slices.ContainsFunc(r.claims, func(c claim) bool { return c.block.Addr().Is6() })
+}
+
+// subnets returns the subnets that the record's node has confirmed, the zero Prefix for a family in which it has none.
+func (p pools) subnets(r *record) (v4, v6 netip.Prefix) {
+	for _, c := range r.claims {
+		switch {
+		case c.state != confirmed:
+		case c.block.Addr().Is4() && !v4.IsValid():
+			v4 = c.block
+		case c.block.Addr().Is6() && !v6.IsValid():
+			v6 = c.block
+		}
+	}
+	if !claimsIPv6(r) {
+		v6 = p.pair(v4)
+	}
+	return v4, v6
 }
 
 // inside says whether a claim on block means anything in the network.

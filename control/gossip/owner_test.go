@@ -14,10 +14,10 @@ var testNetwork = netip.MustParsePrefix("10.244.0.0/20")
 // genHolding draws a claim in a small network, so that claims meet: equal ones, and ones inside others.
 func genHolding(t *rapid.T) holding {
 	bits := rapid.IntRange(22, 25).Draw(t, "bits")
-	a := toUint(testNetwork.Addr()) + rapid.Uint64Range(0, 1<<12-1).Draw(t, "address")
+	a := rapid.Uint16Range(0, 1<<12-1).Draw(t, "address")
 	return holding{
 		claim{
-			block:  netip.PrefixFrom(fromUint(a), bits).Masked(),
+			block:  netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(a >> 8), byte(a)}), bits).Masked(),
 			fence:  rapid.Uint64Range(0, 2).Draw(t, "fence"),
 			tenure: time.Duration(rapid.Int64Range(0, 3).Draw(t, "tenure")) * time.Second,
 			state:  claimState(rapid.ByteRange(0, 2).Draw(t, "state")),
@@ -71,12 +71,14 @@ func TestOwnerAgainstNaiveModel(t *testing.T) {
 	})
 }
 
+func testPools(min, max string, bits int) pools { return pools{claimed: testPool(min, max, bits)} }
+
 func testPool(min, max string, bits int) pool {
 	return pool{netip.MustParsePrefix("10.244.0.0/16"), bits, netip.MustParseAddr(min), netip.MustParseAddr(max)}
 }
 
 func TestPickAgainstNaiveModel(t *testing.T) {
-	p := pool{testNetwork, 24, netip.MustParseAddr("10.244.2.0"), netip.MustParseAddr("10.244.13.0")}
+	p := pools{claimed: pool{testNetwork, 24, netip.MustParseAddr("10.244.2.0"), netip.MustParseAddr("10.244.13.0")}}
 	rapid.Check(t, func(t *rapid.T) {
 		var taken []netip.Prefix
 		for _, h := range rapid.SliceOfN(rapid.Custom(genHolding), 0, 10).Draw(t, "taken") {
@@ -104,7 +106,7 @@ func TestPickAgainstNaiveModel(t *testing.T) {
 }
 
 func TestPickSpreads(t *testing.T) {
-	p := testPool("10.244.0.0", "10.244.255.0", 24)
+	p := testPools("10.244.0.0", "10.244.255.0", 24)
 	seen := map[netip.Prefix]int{}
 	for i := range 256 {
 		block, _ := p.pick(nodeID{byte(i), 42}, nil)
@@ -118,10 +120,15 @@ func TestPickSpreads(t *testing.T) {
 }
 
 func TestPickInALargeNetwork(t *testing.T) {
-	p := pool{netip.MustParsePrefix("0.0.0.0/1"), 30, netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.255.255.252")}
-	block, ok := p.pick(nodeID{1}, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
-	if !ok || !p.has(block) {
-		t.Errorf("%s %v", block, ok)
+	for _, p := range []pool{
+		{netip.MustParsePrefix("0.0.0.0/1"), 30, netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.255.255.252")},
+		{netip.MustParsePrefix("fd00::/56"), 120, netip.MustParseAddr("fd00::"), netip.MustParseAddr("fd00::ff:ffff:ffff:ffff:ff00")},           // 2^64 blocks
+		{netip.MustParsePrefix("fd00::/8"), 126, netip.MustParseAddr("fd00::"), netip.MustParseAddr("fdff:ffff:ffff:ffff:ffff:ffff:ffff:fffc")}, // 2^118
+	} {
+		block, ok := pools{claimed: p}.pick(nodeID{1}, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
+		if !ok || !p.has(block) {
+			t.Errorf("%s: %s %v", p, block, ok)
+		}
 	}
 }
 

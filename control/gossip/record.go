@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
@@ -64,7 +65,7 @@ type record struct {
 	vni          uint32
 	tunnelPort   uint16
 	vtep         tables.MAC
-	addrs        []netip.Addr // further own addresses that packets may come from
+	addrs        []netip.Addr // further own addresses that packets may come from: dual stack, the public IPv6 one
 	capabilities uint64
 	claims       []claim
 	extra        []byte // what a newer node appended
@@ -98,6 +99,20 @@ func (r *record) confirmedClaim() (claim, bool) {
 		}
 	}
 	return claim{}, false
+}
+
+// node returns what the record says of its node, without subnets.
+func (r *record) node() control.Node {
+	n := control.Node{Name: r.name, BackendType: r.backend, VNI: r.vni}
+	for _, a := range append([]netip.Addr{r.endpoint.Addr()}, r.addrs...) {
+		switch {
+		case a.Is4() && !n.PublicIP.IsValid():
+			n.PublicIP, n.VTEP = a, r.vtep
+		case a.Is6() && !n.PublicIPv6.IsValid():
+			n.PublicIPv6, n.VTEPv6 = a, r.vtep
+		}
+	}
+	return n
 }
 
 // member returns the name under which the record's boot is a member.

@@ -11,7 +11,7 @@ import (
 // Reasons to refuse what another node sends, the keys of View.Refused.
 const (
 	refusedKey       = "key"       // cannot be decrypted, plaintext where encryption is on, or the reverse
-	refusedNetwork   = "network"   // another Network or SubnetLen
+	refusedNetwork   = "network"   // another Network or SubnetLen, or another IPv6 pool
 	refusedName      = "name"      // a live node of another identity has the name
 	refusedSignature = "signature" // a record that its node did not sign, or that is none
 	refusedEndpoint  = "endpoint"  // a live node has the public IP, or a member is not where its record says
@@ -50,13 +50,15 @@ type logLine struct {
 }
 
 var logLines = []logLine{
-	{"discarding stream with unacceptable label", refusedNetwork, "it is of another network: its Network or SubnetLen differs"},
-	{"discarding packet with unacceptable label", refusedNetwork, "it is of another network: its Network or SubnetLen differs"},
+	{"discarding stream with unacceptable label", refusedNetwork, otherNetwork},
+	{"discarding packet with unacceptable label", refusedNetwork, otherNetwork},
 	{"no installed keys could decrypt the message", refusedKey, "it has another cluster key"},
 	{"encryption is configured but remote state is not encrypted", refusedKey, "it sends plaintext: it has no cluster key"},
 	{"remote state is encrypted and encryption is not configured", refusedKey, "it encrypts, and this node has no cluster key"},
 	{"Decrypt packet failed", refusedKey, "its packets cannot be decrypted: it has another cluster key or none"},
 }
+
+const otherNetwork = "it is of another network: its Network or SubnetLen differs, or those of IPv6"
 
 var fromAddr = regexp.MustCompile(`from=(\S+)$`)
 

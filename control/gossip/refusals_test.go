@@ -70,6 +70,31 @@ func TestWrongNetwork(t *testing.T) {
 	}
 }
 
+// Two networks that differ in nothing but what IPv6 subnets follow from.
+func TestWrongIPv6Network(t *testing.T) {
+	for what, change := range map[string]func(*Config){
+		"none":      func(cfg *Config) { cfg.IPv6Network = netip.Prefix{} },
+		"network":   func(cfg *Config) { cfg.IPv6Network = netip.MustParsePrefix("fd00:244::/47") },
+		"length":    func(cfg *Config) { cfg.IPv6SubnetLen = 65 },
+		"first":     func(cfg *Config) { cfg.IPv6SubnetMin = netip.MustParseAddr("fd00:244:0:1::") },
+		"last":      func(cfg *Config) { cfg.IPv6SubnetMax = netip.MustParseAddr("fd00:244:0:fffe::") },
+		"IPv4 min.": func(cfg *Config) { cfg.SubnetMin = netip.MustParseAddr("10.244.1.0") },
+	} {
+		t.Run(what, func(t *testing.T) {
+			c := newCluster(t)
+			c.tune = dual
+			n1 := c.start(1)
+			n2 := c.start(2, change)
+			await(t, "n1's reason", func() bool {
+				return n1.now().Refused[refusedNetwork] > 0 && n1.hasProblem("refused (network): the node at "+c.addr(2).String()+": it is of another network", "or those of IPv6")
+			}, n1)
+			if v := n2.now(); len(v.Peers) != 0 || len(n1.now().Peers) != 0 {
+				t.Errorf("%+v", v)
+			}
+		})
+	}
+}
+
 func TestSameName(t *testing.T) {
 	c := newCluster(t)
 	n1, n2 := c.start(1), c.start(2)
@@ -123,15 +148,30 @@ func TestPortTaken(t *testing.T) {
 func TestOpenRefuses(t *testing.T) {
 	c := newCluster(t)
 	for want, change := range map[string]func(*Config){
-		"cluster key of 16 bytes":        func(cfg *Config) { cfg.Key = make([]byte, 16) },
-		`--join "a:b:c"`:                 func(cfg *Config) { cfg.Join = []string{"a:b:c"} },
-		`--join "192.0.2.1:0"`:           func(cfg *Config) { cfg.Join = []string{"192.0.2.1:0"} },
-		"network 10.244.1.0/16":          func(cfg *Config) { cfg.Network = netip.MustParsePrefix("10.244.1.0/16") },
-		"--subnet 10.9.0.0/24":           func(cfg *Config) { cfg.Self.Subnet = netip.MustParsePrefix("10.9.0.0/24") },
-		"node name \"\"":                 func(cfg *Config) { cfg.Self.Name = "" },
-		"gossip port 65536":              func(cfg *Config) { cfg.BindPort = 65536 },
-		"gossip at 192.0.2.55":           func(cfg *Config) { cfg.Self.PublicIP = netip.MustParseAddr("192.0.2.55") },
-		"endpoint invalid AddrPort":      func(cfg *Config) { cfg.Self.PublicIP = netip.Addr{} },
+		"cluster key of 16 bytes":     func(cfg *Config) { cfg.Key = make([]byte, 16) },
+		`--join "a:b:c"`:              func(cfg *Config) { cfg.Join = []string{"a:b:c"} },
+		`--join "192.0.2.1:0"`:        func(cfg *Config) { cfg.Join = []string{"192.0.2.1:0"} },
+		"network 10.244.1.0/16":       func(cfg *Config) { cfg.Network = netip.MustParsePrefix("10.244.1.0/16") },
+		"--subnet 10.9.0.0/24":        func(cfg *Config) { cfg.Self.Subnet = netip.MustParsePrefix("10.9.0.0/24") },
+		"node name \"\"":              func(cfg *Config) { cfg.Self.Name = "" },
+		"gossip port 65536":           func(cfg *Config) { cfg.BindPort = 65536 },
+		"gossip at 192.0.2.55":        func(cfg *Config) { cfg.Self.PublicIP = netip.MustParseAddr("192.0.2.55") },
+		"public addresses invalid IP": func(cfg *Config) { cfg.Self.PublicIP = netip.Addr{} },
+		"IPv6Network fd00::/62 has 4 /64 subnets from fd00:: to fd00:0:0:3::, Network 10.244.0.0/16 has 256 /24 subnets": func(cfg *Config) {
+			dual(cfg)
+			cfg.IPv6Network, cfg.IPv6SubnetMin, cfg.IPv6SubnetMax = netip.MustParsePrefix("fd00::/62"), netip.MustParseAddr("fd00::"), netip.MustParseAddr("fd00:0:0:3::")
+		},
+		"subnet length 127 in fd00:244::/48: 48 to 126": func(cfg *Config) { dual(cfg); cfg.IPv6SubnetLen = 127 },
+		"and invalid IP of this node":                   func(cfg *Config) { dual(cfg); cfg.Self.PublicIPv6 = netip.Addr{} },
+		"--subnet 10.244.2.0/23: it is none of the 256 /24 subnets from 10.244.0.0 to 10.244.255.0, so that no IPv6 subnet goes with it: give both, such as --subnet 10.244.2.0/23,fd00:244::/64": func(cfg *Config) {
+			dual(cfg)
+			cfg.Self.Subnet = netip.MustParsePrefix("10.244.2.0/23")
+		},
+		"--subnet fd00:244:0:9::/64: the IPv4 subnet is missing": func(cfg *Config) { dual(cfg); cfg.Self.IPv6Subnet = netip.MustParsePrefix("fd00:244:0:9::/64") },
+		"--subnet fd00:9::/64: a masked prefix of /126 or shorter inside 10.244.0.0/16 and fd00:244::/48": func(cfg *Config) {
+			dual(cfg)
+			cfg.Self.Subnet, cfg.Self.IPv6Subnet = netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd00:9::/64")
+		},
 		"state directory: mkdir /proc/x": func(cfg *Config) { cfg.StateDir = "/proc/x" },
 	} {
 		cfg := c.config(1)

@@ -145,7 +145,7 @@ func (s *Store) situation(now time.Duration) situation {
 	}
 	others := maps.Clone(s.known)
 	delete(others, s.id)
-	out.others = slices.Collect(holdings(s.pool.network, maps.Values(others)))
+	out.others = slices.Collect(holdings(s.pools, maps.Values(others)))
 	if s.config.Reserved != nil {
 		out.reserved = s.config.Reserved()
 	}

@@ -60,7 +60,7 @@ type Config struct {
 // A Store is one node's part in the gossip. Open makes it, Run runs it once; only View may be called beside Run.
 type Store struct {
 	config   Config
-	pool     pool
+	pools    pools
 	endpoint netip.AddrPort
 	started  time.Time // of the monotonic clock
 
@@ -115,8 +115,8 @@ func newStore(c Config) (*Store, error) {
 	if c.BindPort == 0 {
 		c.BindPort = defaultPort
 	}
-	p := pool{c.Network, c.SubnetLen, c.SubnetMin, c.SubnetMax}
-	if err := p.check(); err != nil {
+	p, err := newPools(c)
+	if err != nil {
 		return nil, err
 	}
 	for _, seed := range c.Join {
@@ -124,19 +124,38 @@ func newStore(c Config) (*Store, error) {
 			return nil, err
 		}
 	}
-	given := c.Self.Subnet
 	switch {
 	case len(c.Key) != 0 && len(c.Key) != 32:
 		return nil, fmt.Errorf("cluster key of %d bytes: 32 are needed, or none", len(c.Key))
 	case c.BindPort < 0 || c.BindPort > 65535:
 		return nil, fmt.Errorf("gossip port %d: 1 to 65535 is possible", c.BindPort)
-	case given.IsValid() && (given != given.Masked() || !inside(c.Network, given) || given.Bits() > 30):
-		return nil, fmt.Errorf("--subnet %s: a masked prefix of /30 or shorter inside %s is needed", given, c.Network)
+	case c.Network.IsValid() && !c.Self.PublicIP.Is4(), c.IPv6Network.IsValid() && !c.Self.PublicIPv6.Is6():
+		return nil, fmt.Errorf("public addresses %s and %s of this node: one of each family in %s is needed", c.Self.PublicIP, c.Self.PublicIPv6, p)
+	}
+	if err := checkGiven(p, c.Self); err != nil {
+		return nil, err
 	}
 	return &Store{
-		config: c, pool: p, endpoint: netip.AddrPortFrom(c.Self.PublicIP, uint16(c.BindPort)), started: time.Now(),
+		config: c, pools: p, endpoint: netip.AddrPortFrom(c.Self.Underlay(), uint16(c.BindPort)), started: time.Now(),
 		wake: make(chan struct{}, 1), refusals: refusals{}, joinProblems: map[netip.AddrPort]joinProblem{}, seedProblems: map[string]string{},
 	}, nil
+}
+
+// checkGiven checks the subnets that are given instead of claimed.
+func checkGiven(p pools, self control.Node) error {
+	for _, given := range []netip.Prefix{self.Subnet, self.IPv6Subnet} {
+		if longest := given.Addr().BitLen() - 2; given.IsValid() && (given != given.Masked() || !p.contain(given) || given.Bits() > longest) {
+			return fmt.Errorf("--subnet %s: a masked prefix of /%d or shorter inside %s is needed", given, longest, p)
+		}
+	}
+	switch {
+	case !p.dual():
+	case self.IPv6Subnet.IsValid() && !self.Subnet.IsValid():
+		return fmt.Errorf("--subnet %s: the IPv4 subnet is missing: the IPv6 one goes with it", self.IPv6Subnet)
+	case self.Subnet.IsValid() && !self.IPv6Subnet.IsValid() && !p.claimed.has(self.Subnet):
+		return fmt.Errorf("--subnet %s: it is none of the %s, so that no IPv6 subnet goes with it: give both, such as --subnet %[1]s,%[3]s", self.Subnet, p.claimed, p.paired.block(0))
+	}
+	return nil
 }
 
 // boot counts a boot, above the epoch least, and starts to speak: in this order.
@@ -158,7 +177,12 @@ func (s *Store) boot(least uint64) error {
 	s.lives = lives{of: map[nodeID]*life{}, lastAck: s.now()}
 	s.joined, s.kept = false, disk.Endpoints
 	s.mu.Unlock()
-	s.claimer = claimer{id: id, pool: s.pool, given: s.config.Self.Subnet, lost: s.claimer.lost}
+	s.claimer = claimer{id: id, pools: s.pools, given: s.config.Self.Subnet, lost: s.claimer.lost}
+	if s.pools.dual() {
+		s.claimer.given6 = s.config.Self.IPv6Subnet
+	} else if s.endpoint.Addr().Is6() {
+		s.claimer.given = s.config.Self.IPv6Subnet
+	}
 	s.adoptKept()
 	if err := s.renew(0); err != nil {
 		return err
@@ -197,9 +221,10 @@ func (s *Store) renew(flags uint64) error {
 	r := &record{
 		epoch: s.disk.BootEpoch, nonce: s.disk.Nonce, seq: s.disk.Seq + 1, flags: flags,
 		name: c.Name, endpoint: s.endpoint, backend: c.BackendType, vni: c.VNI, tunnelPort: s.config.TunnelPort, vtep: c.VTEP,
+		claims: s.claimer.claims(),
 	}
-	if s.claimer.claim.block.IsValid() {
-		r.claims = []claim{s.claimer.claim}
+	if s.pools.dual() {
+		r.addrs = []netip.Addr{c.PublicIPv6}
 	}
 	if err := r.sign(s.key); err != nil {
 		return fmt.Errorf("gossip: %w", err)

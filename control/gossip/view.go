@@ -15,7 +15,7 @@ import (
 // A View is everything that this node knows of the network. It is not changed after it was handed over.
 type View struct {
 	NodeID      string
-	Self        control.Node // Subnet valid iff confirmed
+	Self        control.Node // subnets valid iff confirmed
 	Peers       []Peer       // every other known node, sorted by name
 	Problems    []string     // what somebody should look at; reasons with addresses
 	Refused     map[string]uint64
@@ -26,7 +26,7 @@ type View struct {
 
 // A Peer is another node. Immutable.
 type Peer struct {
-	control.Node // Subnet valid iff the node has confirmed it
+	control.Node // subnets valid iff the node has confirmed them
 	NodeID       string
 	Endpoint     netip.AddrPort // public IP and gossip port
 	TunnelPort   uint16
@@ -67,10 +67,7 @@ func (s *Store) look(now time.Duration) (View, bool) {
 		NodeID: s.id.String(), Self: s.config.Self, Members: 1, Withdrawn: s.claimer.lost,
 		Refused: map[string]uint64{}, LastRefused: map[string]string{},
 	}
-	v.Self.Subnet = netip.Prefix{}
-	if c := s.claimer.claim; c.state == confirmed {
-		v.Self.Subnet = c.block
-	}
+	v.Self.Subnet, v.Self.IPv6Subnet = s.pools.subnets(&record{claims: s.claimer.claims()})
 	v.Peers = s.peers()
 	for _, p := range v.Peers {
 		if p.State == Alive {
@@ -102,7 +99,7 @@ func (s *Store) peers() []Peer {
 			alive = append(alive, r)
 		}
 	}
-	claims := newIndex(holdings(s.pool.network, maps.Values(s.known)))
+	claims := newIndex(holdings(s.pools, maps.Values(s.known)))
 	var peers []Peer
 	for _, r := range s.known {
 		if r != s.self {
@@ -117,12 +114,10 @@ func (s *Store) peers() []Peer {
 
 func (s *Store) peer(r *record, alive []*record, claims *index) Peer {
 	p := Peer{
-		Node:   control.Node{Name: r.name, PublicIP: r.endpoint.Addr(), BackendType: r.backend, VNI: r.vni, VTEP: r.vtep},
+		Node:   r.node(),
 		NodeID: r.id.String(), Endpoint: r.endpoint, TunnelPort: r.tunnelPort, State: Dead, id: r.id,
 	}
-	if c, ok := r.confirmedClaim(); ok {
-		p.Subnet = c.block
-	}
+	p.Subnet, p.IPv6Subnet = s.pools.subnets(r)
 	known := s.lives.of[r.id]
 	if known != nil {
 		p.LastSeen = known.seen
@@ -154,14 +149,19 @@ func (s *Store) unusable(r *record, p Peer, claims *index) string {
 	if c, ok := s.conflicts[r.id]; ok {
 		return "refused: " + c.String()
 	}
-	if !p.Subnet.IsValid() {
+	if !p.HasSubnet() {
 		return "it has no subnet yet"
 	}
-	if !inside(s.pool.network, p.Subnet) {
-		return fmt.Sprintf("its subnet %s is not in the network %s", p.Subnet, s.pool.network)
-	}
-	if best := owner(p.Subnet, claims.overlapping(p.Subnet)); best.of != r {
-		return fmt.Sprintf("its subnet %s is %s's", p.Subnet, best.of)
+	for _, block := range []netip.Prefix{p.Subnet, p.IPv6Subnet} {
+		if !block.IsValid() {
+			continue
+		}
+		if !s.pools.contain(block) {
+			return fmt.Sprintf("its subnet %s is not in the network %s", block, s.pools)
+		}
+		if best := owner(block, claims.overlapping(block)); best.of != r {
+			return fmt.Sprintf("its subnet %s is %s's", block, best.of)
+		}
 	}
 	if r.tunnelPort != s.config.TunnelPort {
 		return fmt.Sprintf("its tunnel is at UDP port %d, this node's at %d", r.tunnelPort, s.config.TunnelPort)

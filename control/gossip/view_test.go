@@ -106,7 +106,7 @@ func BenchmarkLook(b *testing.B) {
 		r := s.add(i%250, "10.244.0.0/24", time.Hour)
 		delete(s.known, r.id)
 		r.id = nodeID{byte(i), byte(i >> 8), 1}
-		r.name, r.claims[0].block = fmt.Sprint("n", i), netip.PrefixFrom(fromUint(toUint(s.pool.min)+uint64(i)<<6), 26)
+		r.name, r.claims[0].block = fmt.Sprint("n", i), netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i >> 2), byte(i << 6)}), 26)
 		s.known[r.id] = r
 		s.lives.joined(r.id, 0, 0)
 	}

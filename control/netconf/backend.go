@@ -167,7 +167,10 @@ func (o *object) backend(withIPv6 bool) Backend {
 }
 
 func (o *object) vxlan(b *Backend, withIPv6 bool) {
-	const overhead = 50 // with an IPv4 outer header; the caller knows the underlay's family
+	overhead := int64(50) // with an IPv4 outer header
+	if withIPv6 {
+		overhead = 70 // with an IPv6 one, which flannel does not reckon with
+	}
 	b.VXLAN = VXLAN{
 		VNI:           uint32(o.between("VNI", defaultVNI, 0, 1<<24-1)),
 		Port:          o.port("Port", vxlanPort),

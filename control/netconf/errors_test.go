@@ -135,7 +135,7 @@ var refused = []struct{ name, in, want string }{
 	{"negative port", onV4 + `"Backend": {"Type": "udp", "Port": -1}}`, `n.json:2:36: Backend.Port: -1: out of range (allowed: 0 to 65535)`},
 	{"small MTU", onV4 + `"Backend": {"Type": "vxlan", "MTU": 117}}`, `n.json:2:37: Backend.MTU: 117: out of range (allowed: 118 to 65535, or 0 for the underlay's)`},
 	{"large MTU", onV4 + `"Backend": {"Type": "vxlan", "MTU": 65536}}`, `n.json:2:37: Backend.MTU: 65536: out of range (allowed: 118 to 65535, or 0 for the underlay's)`},
-	{"small MTU with IPv6", onV6 + `"Backend": {"Type": "vxlan", "MTU": 1329}}`, `n.json:2:37: Backend.MTU: 1329: out of range (allowed: 1330 to 65535, or 0 for the underlay's)`},
+	{"small MTU with IPv6", onV6 + `"Backend": {"Type": "vxlan", "MTU": 1349}}`, `n.json:2:37: Backend.MTU: 1349: out of range (allowed: 1350 to 65535, or 0 for the underlay's)`},
 	{"small MTU of wireguard", onV4 + `"Backend": {"Type": "wireguard", "MTU": 147}}`, `n.json:2:41: Backend.MTU: 147: out of range (allowed: 148 to 65535, or 0 for the underlay's)`},
 	{"MTU is a string", onV4 + `"Backend": {"Type": "vxlan", "MTU": "1400"}}`, `n.json:2:37: Backend.MTU: "1400": a string, not a number (allowed: 118 to 65535, or 0 for the underlay's)`},
 	{"DirectRouting is a number", onV4 + `"Backend": {"Type": "ipip", "Directrouting": 1}}`, `n.json:2:46: Backend.DirectRouting: 1: a number, not a boolean (allowed: true or false)`},
