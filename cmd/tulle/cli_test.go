@@ -54,6 +54,7 @@ func TestErrors(t *testing.T) {
 		return path
 	}
 	conf := write("ok.json", `{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}`)
+	dualConf := write("dual.json", `{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "vxlan"}}`)
 	node := []string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", conf}
 	with := func(extra ...string) []string { return append(append([]string{}, node...), extra...) }
 	for _, c := range []struct {
@@ -92,7 +93,17 @@ func TestErrors(t *testing.T) {
 		{with("--iface", "lo", "--peers", write("bad2.json", "[{\n\"name\":\"x\"\n\"publicIP\":1}]")), 1, "bad2.json: line 3: "},
 		{with("--iface", "lo", "--peers", write("bad3.json", `[{"name":"x","publicIP":"1.2.3.4","subnet":"10.244.2.0/24","backendType":"vxlan"}]`)), 1, `backendData.VtepMAC: "" is no 48-bit MAC address`},
 		{[]string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", write("len.json", `{"Network": "10.244.0.0/16", "SubnetLen": 31, "Backend": {"Type": "vxlan"}}`)}, 1, "len.json:1:43: SubnetLen: 31: "},
-		{[]string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", write("udp.json", `{"Network": "10.244.0.0/16"}`)}, 1, "Backend.Type udp: this version runs vxlan only"},
+		{[]string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", write("wg.json", `{"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard"}}`)}, 1, "Backend.Type wireguard: this version runs vxlan and udp only"},
+		{[]string{"config", "check", write("udp6.json", `{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48"}`)}, 1, "udp6.json: EnableIPv6 is true: the udp backend carries IPv4 only: choose Backend.Type vxlan"},
+		{with("--public-ipv6", "2001:db8::1"), 2, "--public-ipv6 2001:db8::1: EnableIPv6 is not true: the network has no use for it"},
+		{with("--public-ipv6", "192.0.2.1"), 2, "--public-ipv6 192.0.2.1: a global IPv6 address is needed"},
+		{with("--public-ipv6", "fe80::1"), 2, "--public-ipv6 fe80::1: a global IPv6 address is needed"},
+		{with("--subnet", "10.244.1.0/24,fd00:244:0:1::/64"), 2, "--subnet fd00:244:0:1::/64: the cluster network has none of this family"},
+		{with("--subnet", "10.244.1.0/24,10.244.2.0/24"), 2, "10.244.1.0/24 and 10.244.2.0/24 are of one family"},
+		{[]string{"node", "--store", "file", "--config", dualConf, "--subnet", "10.244.1.0/24"}, 2, "--subnet 10.244.1.0/24: the IPv6 subnet is missing, such as --subnet 10.244.1.0/24,fd00:244:0:1::/64"},
+		{[]string{"node", "--store", "file", "--config", dualConf, "--subnet", "fd00:244:0:1::/64"}, 2, "--subnet fd00:244:0:1::/64: the IPv4 subnet is missing, such as --subnet 10.244.1.0/24,fd00:244:0:1::/64"},
+		{[]string{"node", "--store", "file", "--config", dualConf, "--subnet", "10.244.1.0/24,fd00:9::/64"}, 2, "--subnet fd00:9::/64: it must lie inside the cluster network fd00:244::/48 and be /126 or shorter"},
+		{[]string{"node", "--store", "file", "--config", dualConf, "--subnet", "10.244.1.0/24,fd00:244:0:1::/64", "--iface", "lo"}, 1, "--iface lo: it has no global IPv6 address"},
 	} {
 		stdout, stderr, code := tulle(t, nil, nil, c.args...)
 		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 || stdout != "" {

@@ -67,7 +67,11 @@ func (n *network) reserved() []netip.Prefix {
 	defer n.mu.Unlock()
 	var subnets []netip.Prefix
 	for _, p := range n.file {
-		subnets = append(subnets, p.Subnet, p.IPv6Subnet)
+		for _, subnet := range []netip.Prefix{p.Subnet, p.IPv6Subnet} {
+			if subnet.IsValid() {
+				subnets = append(subnets, subnet)
+			}
+		}
 	}
 	return subnets
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tulle-net/tulle/control/netconf"
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
 
@@ -78,7 +79,7 @@ func writePeerTable(w io.Writer, peers []peerReport) {
 		if !p.Routable {
 			state += ", no route"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, state, p.PublicIP, cmp.Or(p.Subnet, "-"), p.Backend, p.Source, seen, p.Reason)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, state, both(p.PublicIP, p.PublicIPv6), cmp.Or(both(p.Subnet, p.IPv6Subnet), "-"), p.Backend, p.Source, seen, p.Reason)
 	}
 }
 
@@ -86,16 +87,23 @@ func writeStatus(out io.Writer, r *statusReport) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	n := r.Node
 	fmt.Fprintf(w, "node\t%s, pid %d, up %s, tulle %s\n", n.Name, r.PID, (time.Duration(r.UptimeSeconds) * time.Second).String(), r.Version)
-	if n.Subnet == "" {
-		fmt.Fprintf(w, "subnet\tnone yet, of %s\n", n.Network)
-	} else {
-		fmt.Fprintf(w, "subnet\t%s of %s (node %s, engine %s), pod MTU %d, from %s\n", n.Subnet, n.Network, n.TunnelAddr, n.EngineAddr, n.MTU, n.Store)
+	if both(n.Subnet, n.IPv6Subnet) == "" {
+		fmt.Fprintf(w, "subnet\tnone yet, of %s\n", both(n.Network, n.IPv6Network))
 	}
-	fmt.Fprintf(w, "backend\t%s VNI %d port %d, VTEP %s\n", n.Backend, n.VNI, n.Port, n.VTEPMAC)
+	for _, h := range [][4]string{{n.Subnet, n.Network, n.TunnelAddr, n.EngineAddr}, {n.IPv6Subnet, n.IPv6Network, n.IPv6TunnelAddr, n.IPv6EngineAddr}} {
+		if h[0] != "" {
+			fmt.Fprintf(w, "subnet\t%s of %s (node %s, engine %s), pod MTU %d, from %s\n", h[0], h[1], h[2], h[3], n.MTU, n.Store)
+		}
+	}
+	if n.Backend == netconf.TypeVXLAN {
+		fmt.Fprintf(w, "backend\t%s VNI %d port %d, VTEP %s\n", n.Backend, n.VNI, n.Port, n.VTEPMAC)
+	} else {
+		fmt.Fprintf(w, "backend\t%s port %d\n", n.Backend, n.Port)
+	}
 	fmt.Fprintf(w, "tap\t%s, %d queues: %s\n", r.TAP.Name, r.TAP.Queues, strings.Join(r.TAP.Offloads, " "))
 	u := r.Underlay
 	fmt.Fprintf(w, "underlay\t%s on %s (%s, MTU %d): %s; %d fallbacks, %d bytes queued, %d dropped by full sockets\n",
-		u.Kind, n.PublicIP, u.Link, u.LinkMTU, strings.Join(u.Offloads, " "), u.Fallbacks, u.QueuedBytes, u.SocketDrops)
+		u.Kind, both(n.PublicIP, n.PublicIPv6), u.Link, u.LinkMTU, strings.Join(u.Offloads, " "), u.Fallbacks, u.QueuedBytes, u.SocketDrops)
 	l := r.Engine.Ledger
 	fmt.Fprintf(w, "ledger\tin %d + generated %d = out %d + consumed %d + dropped %d + queued %d: %s\n",
 		l.In, l.Generated, l.Out, l.Consumed, l.Dropped, l.Queued, map[bool]string{true: "balanced", false: "NOT BALANCED"}[r.Engine.Balanced])
@@ -120,6 +128,14 @@ func writeStatus(out io.Writer, r *statusReport) error {
 		}
 	}
 	return w.Flush()
+}
+
+// both shows what a node has of both families.
+func both(v4, v6 string) string {
+	if v4 == "" || v6 == "" {
+		return v4 + v6
+	}
+	return v4 + "," + v6
 }
 
 // writeCounts writes a line with the counters that are not zero, if there are any.

@@ -83,6 +83,7 @@ func TestGivenPair(t *testing.T) {
 	n1 := c.start(1, give("10.244.8.0/23", "fd00:244::/63")) // the halves of the blocks 0 and 1
 	n1.subnet()
 	n2 := c.start(2, give("10.244.2.0/24", ""))
+	n2.subnet()
 	n3 := c.start(3)
 	awaitMesh(t, n1, n2, n3)
 	for n, want := range map[*node][2]string{n1: {"10.244.8.0/23", "fd00:244::/63"}, n2: {"10.244.2.0/24", "fd00:244:0:2::/64"}, n3: {"10.244.3.0/24", "fd00:244:0:3::/64"}} {

@@ -116,7 +116,7 @@ func (p pools) contain(block netip.Prefix) bool {
 	return inside(p.claimed.network, block) || p.dual() && inside(p.paired.network, block)
 }
 
-// maxLooked bounds how many blocks a choice looks at, from a start that depends on the node: some 150 ms.
+// maxLooked bounds how many blocks a choice looks at, from a start that depends on the node: some 150 ms, in IPv6 half as much again.
 const maxLooked = 1 << 22
 
 // pick returns the block with the highest weight for the node among those that are free in both families: nodes that

@@ -159,8 +159,14 @@ func TestPickInBothFamilies(t *testing.T) {
 }
 
 func BenchmarkPickLarge(b *testing.B) {
-	p := pools{claimed: pool{netip.MustParsePrefix("fd00::/8"), 64, netip.MustParseAddr("fd00::"), netip.MustParseAddr("fdff:ffff:ffff:ffff::")}}
-	for b.Loop() {
-		p.pick(nodeID{1}, nil)
+	for name, p := range map[string]pool{
+		"v4": {netip.MustParsePrefix("0.0.0.0/1"), 30, netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.255.255.252")},
+		"v6": {netip.MustParsePrefix("fd00::/8"), 64, netip.MustParseAddr("fd00::"), netip.MustParseAddr("fdff:ffff:ffff:ffff::")},
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				pools{claimed: p}.pick(nodeID{1}, nil)
+			}
+		})
 	}
 }
