@@ -55,6 +55,20 @@ func (l *Lab) SetOffloads(on bool) error {
 	return nil
 }
 
+// offloadsOn says whether a link leaves checksums to others; so it is with all of offloads or with none.
+func offloadsOn(link string) (bool, error) {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return false, fmt.Errorf("ethtool: %w", err)
+	}
+	defer e.Close()
+	have, err := e.Features(link)
+	if err != nil {
+		return false, fmt.Errorf("features of %s: %w", link, err)
+	}
+	return have["tx-checksum-ip-generic"], nil
+}
+
 // setOffloads works in the calling thread's namespace, asks only for features that this kernel knows, and reads back.
 func setOffloads(link string, on bool) error {
 	e, err := ethtool.NewEthtool()

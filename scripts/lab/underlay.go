@@ -160,6 +160,17 @@ func joinBridge(name, bridgeName string) error {
 	return linkUp(name)
 }
 
+func leaveBridge(name string) error {
+	port, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	if err := netlink.LinkSetNoMaster(port); err != nil {
+		return fmt.Errorf("take %s out of its bridge: %w", name, err)
+	}
+	return nil
+}
+
 func addDefaultRoute(f family, name string, via netip.Addr) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
