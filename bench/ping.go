@@ -1,5 +1,5 @@
-// Package bench makes test traffic and judges what comes back: ICMP echo, a hashed TCP transfer, a UDP request and echo, a numbered UDP
-// stream.
+// Package bench makes test traffic and judges what comes back: ICMP echo, a hashed TCP transfer, a UDP request and echo, a
+// numbered UDP stream.
 //
 // It owns no namespace, no node and no route. Sockets belong to the namespace in which the caller makes them; data moves
 // from anywhere. Every payload is verified: a packet that arrives changed is reported as such, never counted as received.

@@ -3,7 +3,8 @@
 //
 // It owns two AF_PACKET sockets (packet(7)) and what it holds back, never a device, a namespace or a route. The devices must
 // be ends of links that nobody else forwards between, with checksum and segmentation offloads off on whatever sends to them:
-// a frame with an unfinished checksum would be corrupted unnoticed, and a super-packet counts as one frame.
+// a frame with an unfinished checksum would be corrupted unnoticed, and a super-packet counts as one frame. A veth on a busy
+// processor drops frames that it has taken: its own counters say how many.
 package impair
 
 import (

@@ -3,6 +3,7 @@ package lab
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -26,6 +27,7 @@ func fakeConfig(dir, store string) Config {
 type fakeDaemon struct {
 	Process process
 	Subnet  string
+	Subnet6 string // empty unless the configuration has IPv6
 	Args    []string
 }
 
@@ -66,6 +68,11 @@ func fakeNode(runDir string, flags map[string]string) int {
 	if d.Subnet == "" && !has("mute") {
 		d.Subnet = fakeClaim(flags["--name"], has("fickle"))
 	}
+	var conf netConf
+	text, _ := os.ReadFile(flags["--config"])
+	if json.Unmarshal(text, &conf); conf.EnableIPv6 {
+		d.Subnet6 = fakeSubnet6(d.Subnet)
+	}
 	if err := writeJSON(filepath.Join(runDir, "alive"), d); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -81,6 +88,15 @@ func fakeClaim(name string, other bool) string {
 		number += 50
 	}
 	return fmt.Sprintf("10.244.%d.0/24", 100+number)
+}
+
+// fakeSubnet6 has the place of an IPv4 subnet.
+func fakeSubnet6(subnet string) string {
+	p, err := netip.ParsePrefix(subnet)
+	if err != nil {
+		return ""
+	}
+	return ipv6.subnetAt(int(p.Addr().As4()[2])).String()
 }
 
 func readFake(runDir string) (d fakeDaemon, alive bool) {
@@ -105,15 +121,15 @@ func fakeStatus(runDir string) int {
 	others, _ := filepath.Glob(filepath.Join(dir, "n*", "run"))
 	for _, other := range others {
 		if d, alive := readFake(other); alive && strings.Contains(line, "--join") {
-			peers = append(peers, peer{Subnet: d.Subnet})
+			peers = append(peers, peer{Subnet: d.Subnet, IPv6Subnet: d.Subnet6})
 		}
 	}
 	var known []string
 	for _, p := range peers {
-		known = append(known, fmt.Sprintf(`{"subnet":%q,"routable":true}`, p.Subnet))
+		known = append(known, fmt.Sprintf(`{"subnet":%q,"ipv6Subnet":%q,"routable":true}`, p.Subnet, p.IPv6Subnet))
 	}
 	pid := self.Process.PID
-	fmt.Printf(`{"node":{"subnet":%q,"vtepMAC":"02:00:00:%02x:%02x:%02x"},"peers":[%s]}`,
-		self.Subnet, pid>>16&0xff, pid>>8&0xff, pid&0xff, strings.Join(known, ","))
+	fmt.Printf(`{"node":{"subnet":%q,"ipv6Subnet":%q,"vtepMAC":"02:00:00:%02x:%02x:%02x"},"peers":[%s]}`,
+		self.Subnet, self.Subnet6, pid>>16&0xff, pid>>8&0xff, pid&0xff, strings.Join(known, ","))
 	return 0
 }

@@ -1,7 +1,11 @@
 package lab
 
 import (
+	"encoding/json"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,5 +130,66 @@ func TestQuiet(t *testing.T) {
 	time.Sleep(time.Second)
 	if after := count(); after != before {
 		t.Errorf("%d packets in a second of rest", after-before)
+	}
+}
+
+// What daemons of both families are told, and what the kernel node and the pods get from what they claim.
+func TestDualDaemons(t *testing.T) {
+	for _, store := range []string{StoreGossip, StoreFile} {
+		t.Run(store, func(t *testing.T) { testDualDaemons(t, store) })
+	}
+}
+
+func testDualDaemons(t *testing.T, store string) {
+	c := fakeConfig(labDir(t), store)
+	c.Family = FamilyDual
+	l := up(t, c)
+	for _, n := range l.Nodes() {
+		if len(n.Pods) != 2 || n.IPv6Subnet != ipv6.subnetAt(int(n.Subnet.Addr().As4()[2])) || n.VTEPv6 != n.IPv6Subnet.Addr() ||
+			!n.IPv6Subnet.Contains(n.Pods[1].Addr6) || n.VtepMACv6 == "" {
+			t.Errorf("got %+v", n)
+		}
+		if line := strings.Join(n.Args, " "); !n.Kernel && (!strings.Contains(line, "--iface eth0") || strings.Contains(line, "--public-ip")) {
+			t.Errorf("node %d: %s", n.Number, line)
+		}
+	}
+	var conf, want netConf
+	readJSON(t, netConfPath(l.Dir()), &conf)
+	want.EnableIPv4, want.EnableIPv6, want.Network, want.IPv6Network = true, true, "10.244.0.0/16", "fd44::/48"
+	want.Backend.Type, want.Backend.VNI, want.Backend.Port = "vxlan", 1, 8472
+	if conf != want {
+		t.Errorf("net-conf.json: %+v", conf)
+	}
+	var peers []peer
+	readJSON(t, peersPath(l.Dir()), &peers)
+	n := nodeOf(t, l, 3)
+	if p := peers[len(peers)-1]; p.PublicIPv6 != "fd77:77::3" || p.IPv6Subnet != n.IPv6Subnet.String() || p.Subnet != n.Subnet.String() ||
+		p.BackendData.VtepMAC != n.VtepMAC || p.BackendV6Data.VtepMAC != n.VtepMACv6 || n.VtepMAC == n.VtepMACv6 {
+		t.Errorf("peers.json: %+v for %+v", p, n)
+	}
+	err := In("tulle-n3", func() error {
+		link, err := netlink.LinkByName("flannel-v6.1")
+		if err != nil {
+			return err
+		}
+		routes, err := netlink.RouteList(link, netlink.FAMILY_V6)
+		if gateways := len(slices.DeleteFunc(routes, func(r netlink.Route) bool { return r.Gw == nil })); gateways != 2 {
+			t.Errorf("node 3 has routes to %d others: %v", gateways, routes)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readJSON(t *testing.T, path string, v any) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, v)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }

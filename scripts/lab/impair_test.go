@@ -14,7 +14,7 @@ import (
 	"github.com/tulle-net/tulle/bench/impair"
 )
 
-// What the wire is told to do is what the receiver sees, and what devices around it count. It is long a hold-back, so that
+// What the wire is told to do is what the receiver sees, and what devices around it count. Frames are held back for long, so that
 // enough comes meanwhile on a busy machine.
 func TestImpair(t *testing.T) {
 	l := up(t, Config{Nodes: 2, Kernel: kernelNodes(2), Family: FamilyDual})
@@ -29,8 +29,11 @@ func TestImpair(t *testing.T) {
 		{Delay: 20 * time.Millisecond, Jitter: 10 * time.Millisecond},
 		{Loss: 0.02, Duplicate: 0.05, Reorder: 0.25, Corrupt: 0.02, Delay: 5 * time.Millisecond, Jitter: 5 * time.Millisecond},
 	} {
-		spec.Seed, spec.Hold = seed, time.Second
+		spec.Seed, spec.Hold = seed, 500*time.Millisecond
 		for _, p := range underlayPairs(t, l, 1, 2) {
+			if p.Addr.Is6() && spec.Corrupt == 0 {
+				continue // the shim tells the families apart for nothing else
+			}
 			t.Run(fmt.Sprintf("%+v %s", spec, p.Addr), func(t *testing.T) { testImpair(t, l, p, spec) })
 		}
 	}
@@ -51,18 +54,24 @@ func testImpair(t *testing.T, l *Lab, p Pair, spec impair.Spec) {
 			t.Error(err)
 		}
 	}()
-	sentBefore := statistics(t, "tulle-n1", "eth0").TxPackets
-	r := sequence(t, p, bench.Sequence{Count: 10000, Size: 200, Quiet: 1500 * time.Millisecond})
+	sent, beyond := statistics(t, "tulle-n1", "eth0"), statistics(t, underlayNamespace, underlayPort(2))
+	r := sequence(t, p, bench.Sequence{Count: 4000, Size: 200, Interval: 20 * time.Microsecond, Quiet: 700 * time.Millisecond})
 	out, _ := wire.Stats()
-	sent := statistics(t, "tulle-n1", "eth0").TxPackets - sentBefore
-	if passed := statistics(t, underlayNamespace, impairLink(1)).TxPackets; sent != out.In || passed != out.Out {
-		t.Errorf("the kernel counts %d frames in and %d out, the shim %+v", sent, passed, out)
+	passed := statistics(t, underlayNamespace, impairLink(1))
+	if n := statistics(t, "tulle-n1", "eth0").TxPackets - sent.TxPackets; n != out.In || passed.TxPackets+passed.TxDropped != out.Out {
+		t.Errorf("the kernel counts %d frames in and %d out, the shim %+v", n, passed.TxPackets, out)
 	}
 	if out.In+out.Duplicated != out.Out+out.Lost || out.Refused+out.Missed+out.Held != 0 || r.Refused != 0 {
 		t.Errorf("%+v does not add up", out)
 	}
 	checkRates(t, spec, out)
-	checkArrivals(t, p, out, r)
+	// A veth drops what a busy processor has no room for, and counts it.
+	dropped := passed.TxDropped + statistics(t, underlayNamespace, underlayPort(2)).TxDropped - beyond.TxDropped +
+		statistics(t, "tulle-n1", "eth0").TxDropped - sent.TxDropped
+	checkArrivals(t, p, out, r, int(dropped))
+	if r := pingResult(t, p, bench.Ping{Count: 20, Interval: time.Millisecond}); r.Received == 0 || r.Min() < spec.Delay {
+		t.Errorf("round trip %v with a delay of %v, %d received", r.Min(), spec.Delay, r.Received)
+	}
 }
 
 // checkRates allows six standard deviations.
@@ -83,14 +92,15 @@ func checkRates(t *testing.T, spec impair.Spec, s impair.Stats) {
 }
 
 // checkArrivals holds the receiver's socket against the shim. UDP's checksum, and IPv4's of the header, keep every corrupt frame
-// away; of IPv6 some of the header may change unnoticed.
-func checkArrivals(t *testing.T, p Pair, s impair.Stats, r bench.SequenceResult) {
+// away; of IPv6 some of the header may change unnoticed. As many as dropped may be missing.
+func checkArrivals(t *testing.T, p Pair, s impair.Stats, r bench.SequenceResult, dropped int) {
 	t.Helper()
-	t.Logf("shim %+v, receiver %+v", s, r)
+	t.Logf("shim %+v, receiver %+v, %d dropped", s, r, dropped)
 	strangers := int(s.In) - r.Sent // ARP or ND
-	if strangers < 0 || strangers > 10 {
+	if strangers < -dropped || strangers > 10 {
 		t.Errorf("%d frames on the wire for %d datagrams", s.In, r.Sent)
 	}
+	slack := max(strangers, 0) + dropped
 	if r.Corrupt != 0 {
 		t.Errorf("%d corrupt datagrams arrived", r.Corrupt)
 	}
@@ -98,14 +108,14 @@ func checkArrivals(t *testing.T, p Pair, s impair.Stats, r bench.SequenceResult)
 	if p.Addr.Is6() {
 		most = int(s.Out)
 	}
-	if arrived > most || arrived < int(s.Out-s.Corrupted)-strangers {
+	if arrived > most || arrived < int(s.Out-s.Corrupted)-slack {
 		t.Errorf("%d datagrams arrived", arrived)
 	}
 	// A corrupt copy of two leaves one, and a corrupt one held back is not seen; the last ones held back nothing overtakes.
-	if r.Duplicates > int(s.Duplicated) || r.Duplicates < int(s.Duplicated-min(s.Duplicated, s.Corrupted))-strangers {
+	if r.Duplicates > int(s.Duplicated) || r.Duplicates < int(s.Duplicated-min(s.Duplicated, s.Corrupted))-slack {
 		t.Errorf("%d duplicates arrived", r.Duplicates)
 	}
-	if r.Reordered > int(s.Reordered) || r.Reordered < int(s.Reordered-min(s.Reordered, s.Corrupted))-strangers-30 {
+	if r.Reordered > int(s.Reordered) || r.Reordered < int(s.Reordered-min(s.Reordered, s.Corrupted))-slack-30 {
 		t.Errorf("%d arrived after a later one", r.Reordered)
 	}
 }
@@ -183,8 +193,8 @@ func offloadsOf(t *testing.T, namespace string) (on bool) {
 	return on
 }
 
-// With the offloads of the wire's devices on, the kernel hands over what it has not summed.
-func TestImpairNeedsOffloadsOff(t *testing.T) {
+// With the offloads of the wire's devices on, the kernel would hand over what it has not summed.
+func TestImpairOffloads(t *testing.T) {
 	l := up(t, Config{Nodes: 2, Kernel: kernelNodes(2)})
 	wire, err := l.Impair(1, impair.Spec{}, impair.Spec{})
 	if err != nil {
