@@ -106,31 +106,42 @@ func pingResult(t *testing.T, p Pair, opts bench.Ping) bench.PingResult {
 	return r
 }
 
-// At rest a lab with IPv6 is silent: nobody looks for a router or a neighbour's address again.
+// In a lab with IPv6 nobody asks for a router, and no pod for a neighbour or whether its address is its own.
 func TestQuiet(t *testing.T) {
 	l := up(t, Config{Nodes: 2, Pods: 1, Kernel: kernelNodes(2), Family: FamilyV6})
 	pingAll(t, l)
-	time.Sleep(3 * time.Second) // until the reports of MLD have been repeated
-	count := func() (n uint64) {
-		for _, ns := range []string{"tulle-n1", "tulle-n2", "tulle-n1-p1"} {
-			err := In(ns, func() error {
-				link, err := netlink.LinkByName("eth0")
-				if err == nil {
-					n += link.Attrs().Statistics.TxPackets
-				}
-				return err
-			})
-			if err != nil {
-				t.Fatal(err)
+	time.Sleep(2 * time.Second) // a first router solicitation would have been sent (RFC 4861: after at most 1 s)
+	for _, namespace := range []string{"tulle-n1", "tulle-n2", "tulle-n1-p1", "tulle-n2-p1"} {
+		sent := icmp6Sent(t, namespace)
+		if sent["RouterSolicits"] > 0 || strings.Contains(namespace, "-p") && sent["NeighborSolicits"] > 0 {
+			t.Errorf("%s has sent %v", namespace, sent)
+		}
+		if _, counted := sent["EchoReplies"]; !counted {
+			t.Errorf("%s counts %v", namespace, sent)
+		}
+	}
+}
+
+// icmp6Sent reads the counters Icmp6Out* of a namespace.
+func icmp6Sent(t *testing.T, namespace string) map[string]int {
+	t.Helper()
+	sent := map[string]int{}
+	err := In(namespace, func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/snmp6")
+		for line := range strings.Lines(string(b)) {
+			if name, found := strings.CutPrefix(line, "Icmp6Out"); found {
+				var key string
+				var n int
+				fmt.Sscan(name, &key, &n)
+				sent[key] = n
 			}
 		}
-		return n
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	before := count()
-	time.Sleep(time.Second)
-	if after := count(); after != before {
-		t.Errorf("%d packets in a second of rest", after-before)
-	}
+	return sent
 }
 
 // What daemons of both families are told, and what the kernel node and the pods get from what they claim.

@@ -39,7 +39,7 @@ func (l *Lab) SetPathMTU(mtu int, tell bool) error {
 }
 
 // setSegmentMTU works on the route and leaves the link alone: a veth drops what arrives longer than its own MTU, and the
-// router could not answer it. The lock makes it count for forwarded packets of IPv6 too.
+// router could not answer it.
 func setSegmentMTU(f family, s segment, mtu int) error {
 	link, err := netlink.LinkByName(s.routerLink())
 	if err != nil {
@@ -55,7 +55,7 @@ func setSegmentMTU(f family, s segment, mtu int) error {
 		return fmt.Errorf("%d routes to %s, not 1", len(routes), dst)
 	}
 	route := routes[0]
-	route.MTU, route.MTULock = mtu, mtu != 0
+	route.MTU = mtu
 	if err := netlink.RouteReplace(&route); err != nil {
 		return fmt.Errorf("route to %s: %w", dst, err)
 	}
