@@ -122,3 +122,14 @@ func TestPlainUDP(t *testing.T) {
 		t.Errorf("flows %+v, want one with a reply", flows)
 	}
 }
+
+// TestUncutTCP demands that a super-packet which a kernel peer never cut is cut to what this node's pods take, which is less than
+// the link does where there is IPv6 too.
+func TestUncutTCP(t *testing.T) {
+	r := newRig(t)
+	r.send(Underlay, kernelSuper(t))
+	in := r.tap().taken()
+	if len(in) != 1 || int(in[0].vnet.GSOSize) != testMTU-40 {
+		t.Errorf("delivered %d frames with segments of %d bytes, want one of %d", len(in), in[0].vnet.GSOSize, testMTU-40)
+	}
+}

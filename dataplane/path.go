@@ -122,7 +122,7 @@ func (w *worker) inbound(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if f.Fragment {
 		return w.follow(w.inFragments, set, f, (*worker).forwardIn)
 	}
-	if v := f.AdoptOffload(set.Node.Limit(f.Src), f.SegmentHint); v != packet.None {
+	if v := f.AdoptOffload(set.Node.Limit(f.Src), set.Node.MTU, f.SegmentHint); v != packet.None {
 		return v
 	}
 	if v := f.CheckL4(); v != packet.None {

@@ -56,7 +56,7 @@ var verdictCases = []verdictCase{
 	{"from a peer", Underlay, inFrom("10.0.2.9", "10.0.1.9"), packet.Delivered, 1, nil},
 	{"from a peer's own address", Underlay, inFrom("192.0.2.2", "10.0.1.9"), packet.Delivered, 1, nil},
 	{"from a peer to the node", Underlay, inFrom("10.0.2.0", "10.0.1.0"), packet.Delivered, 1, nil},
-	{"uncut super-packet of a kernel peer", Underlay, kernelSuper, packet.Delivered, 3, nil},
+	{"uncut super-packet of a kernel peer", Underlay, kernelSuper, packet.Delivered, 4, nil},
 	{"ARP for the engine", TAP, plain(func(t testing.TB) []byte { return arpRequest(t, "10.0.1.0", "10.0.1.254") }), packet.ARPAnswered, 1, nil},
 	{"ARP for a remote pod", TAP, plain(func(t testing.TB) []byte { return arpRequest(t, "10.0.1.0", "10.0.2.9") }), packet.ARPAnswered, 1, nil},
 

@@ -63,7 +63,7 @@ func TestHops(t *testing.T) {
 			hops []string
 		}{
 			{two.Pods[0].Addr, []string{one.PublicIP.String(), two.VTEP.String(), two.Pods[0].Addr.String()}},
-			{two.Pods[0].Addr6, []string{one.PublicIPv6.String(), two.VTEPv6.String(), two.Pods[0].Addr6.String()}},
+			{two.Pods[0].Addr6, []string{one.VTEPv6.String(), two.VTEPv6.String(), two.Pods[0].Addr6.String()}},
 		} {
 			if hops := traceroute(t, trace, one.Pods[0].Namespace, c.to); !slices.Equal(hops, c.hops) {
 				t.Errorf("hops to %s: %v, want %v", c.to, hops, c.hops)

@@ -166,7 +166,7 @@ func TestBareAdoptOffload(t *testing.T) {
 		if v := f.Parse(); v != packet.None {
 			t.Fatal(v)
 		}
-		if v := f.AdoptOffload(testMTU, s.gsoSize); v != packet.None || int(f.VNet.CsumStart) != s.l4() || f.VNet.GSOType != s.gsoType() {
+		if v := f.AdoptOffload(testMTU, testMTU, s.gsoSize); v != packet.None || int(f.VNet.CsumStart) != s.l4() || f.VNet.GSOType != s.gsoType() {
 			t.Fatalf("%v, %+v", v, f.VNet)
 		}
 		checkBareSegments(t, f, s.segments(t))

@@ -70,21 +70,21 @@ func (f *Frame) CompleteChecksum() {
 // AdoptOffload recognizes work that a kernel on the same machine left undone because no
 // device ever was in between: over veth a kernel VXLAN peer's packets arrive with only
 // the pseudo-header sum in the inner checksum field, and its super-packets whole. It sets
-// VNet and Segments accordingly. mtu is the largest inner IP packet of the network;
-// gsoSize is the segment size that the socket reported for the datagram, or 0. Valid iff
+// VNet and Segments accordingly. limit is the largest packet that can have come uncut, mtu the largest that this
+// node's pods take, which TCP is cut down to; gsoSize is the segment size that the socket reported for the datagram, or 0. Valid iff
 // Parse returned None and the frame came without metadata.
-func (f *Frame) AdoptOffload(mtu, gsoSize int) Verdict {
+func (f *Frame) AdoptOffload(limit, mtu, gsoSize int) Verdict {
 	if f.Payload == f.L4 {
 		return None
 	}
-	superPacket := gsoSize > 0 || f.Proto == ProtoTCP && f.end-f.L3 > mtu
+	superPacket := gsoSize > 0 || f.Proto == ProtoTCP && f.end-f.L3 > limit
 	if !f.checksumIsPartial(superPacket) {
 		return None
 	}
 	f.VNet.Flags = VNetNeedsCsum
 	f.VNet.CsumStart = uint16(f.L4 - f.L2)
 	f.VNet.CsumOffset = uint16(f.l4ChecksumOffset())
-	if f.end-f.L3 <= mtu && gsoSize == 0 {
+	if f.end-f.L3 <= limit && gsoSize == 0 {
 		return None
 	}
 	if gsoSize == 0 && f.Proto == ProtoTCP {

@@ -24,7 +24,7 @@ func TestPartialChecksumIsCompleted(t *testing.T) {
 			continue // once in 65,536 there is nothing to complete
 		}
 		f := parsed(t, b, data)
-		if v := f.AdoptOffload(testMTU, 0); v != packet.None || !f.VNet.NeedsCsum() || f.VNet.GSOType != packet.GSONone {
+		if v := f.AdoptOffload(testMTU, testMTU, 0); v != packet.None || !f.VNet.NeedsCsum() || f.VNet.GSOType != packet.GSONone {
 			t.Fatalf("a partial checksum: %v, %+v: %x", v, f.VNet, f.Bytes())
 		}
 		if int(f.VNet.CsumStart) != s.l4() || int(f.VNet.CsumStart+f.VNet.CsumOffset) != s.checksumAt() {
@@ -57,7 +57,7 @@ func TestCompleteChecksumIsLeftAlone(t *testing.T) {
 				lookAlike++
 			}
 			f := parsed(t, b, data)
-			if v := f.AdoptOffload(testMTU, 0); v != packet.None || f.VNet != (packet.VNet{}) || f.Segments != 1 {
+			if v := f.AdoptOffload(testMTU, testMTU, 0); v != packet.None || f.VNet != (packet.VNet{}) || f.Segments != 1 {
 				t.Fatalf("a finished checksum (%#x, pseudo-header %#x): %v, %+v", sum, pseudo, v, f.VNet)
 			}
 		}
@@ -73,7 +73,7 @@ func checkAdopted(t *testing.T, s super, hint int) {
 	t.Helper()
 	b := packet.NewBatch(0)
 	f := parsed(t, b, partial(s.stack, s.bytes(t)))
-	v := f.AdoptOffload(testMTU, hint)
+	v := f.AdoptOffload(testMTU, testMTU, hint)
 	if v != packet.None || f.VNet.GSOType == packet.GSONone || !f.VNet.NeedsCsum() || int(f.VNet.GSOSize) != s.gsoSize {
 		t.Fatalf("super-packet of %d bytes: %v, %+v, want segments of %d", f.Len(), v, f.VNet, s.gsoSize)
 	}
@@ -131,16 +131,16 @@ func TestAdoptSuperPacketThatVerifies(t *testing.T) {
 func TestAdoptRefusesUDPOfUnknownSize(t *testing.T) {
 	s := plainUDP(make([]byte, testMTU))
 	f := parsed(t, packet.NewBatch(0), partial(s, s.bytes(t)))
-	if v := f.AdoptOffload(testMTU, 0); v != packet.DropOffload {
+	if v := f.AdoptOffload(testMTU, testMTU, 0); v != packet.DropOffload {
 		t.Errorf("UDP of %d bytes without a segment size: %v, want %v", f.Len(), v, packet.DropOffload)
 	}
 	tcp := plainTCP(make([]byte, testMTU))
 	f = parsed(t, packet.NewBatch(0), partial(tcp, tcp.bytes(t)))
-	if v := f.AdoptOffload(30, 0); v != packet.DropOffload {
+	if v := f.AdoptOffload(30, 30, 0); v != packet.DropOffload {
 		t.Errorf("an MTU that leaves no payload: %v, want %v", v, packet.DropOffload)
 	}
 	f = parsed(t, packet.NewBatch(0), partial(tcp, tcp.bytes(t)))
-	if v := f.AdoptOffload(testMTU, 1<<16+1000); v != packet.DropOffload {
+	if v := f.AdoptOffload(testMTU, testMTU, 1<<16+1000); v != packet.DropOffload {
 		t.Errorf("segments of 66536 bytes: %v, want %v", v, packet.DropOffload)
 	}
 }
@@ -162,7 +162,7 @@ func TestAdoptLeavesAlone(t *testing.T) {
 		"cut TCP header":       cut,
 	} {
 		f := parsed(t, packet.NewBatch(0), data)
-		if v := f.AdoptOffload(testMTU, 0); v != packet.None || f.VNet != (packet.VNet{}) || !bytes.Equal(f.Bytes(), data) {
+		if v := f.AdoptOffload(testMTU, testMTU, 0); v != packet.None || f.VNet != (packet.VNet{}) || !bytes.Equal(f.Bytes(), data) {
 			t.Errorf("%s: %v, %+v", name, v, f.VNet)
 		}
 	}

@@ -55,7 +55,7 @@ func useAll(f *packet.Frame, out *packet.Batch) {
 	f.Quoted()
 	f.EchoReply()
 	f.DecapECN(f.EncapTOS(true))
-	f.AdoptOffload(testMTU, 0)
+	f.AdoptOffload(testMTU, testMTU, 0)
 	if f.Fragment {
 		f.FragmentData()
 	}
