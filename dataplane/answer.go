@@ -46,7 +46,7 @@ func (w *worker) answerND(set *tables.Set, f *packet.Frame) packet.Verdict {
 // toEngine takes what is for the engine's own address: echo requests, and the answers to this node's probes. peer is who
 // sent it, nil for the node and its pods.
 func (w *worker) toEngine(set *tables.Set, peer *tables.Peer, f *packet.Frame) packet.Verdict {
-	if f.Fragment || f.Segments != 1 {
+	if f.Segments != 1 {
 		return packet.DropEngine
 	}
 	if id, seq, ok := f.EchoReply(); ok && peer != nil {

@@ -245,3 +245,17 @@ func TestNDReply(t *testing.T) {
 		t.Errorf("answer %+v, advertisement %+v", a, na)
 	}
 }
+
+// TestProbeAnswerInFragments is the answer of a kernel that believes its way to be narrow: it counts once, and nothing of it is dropped.
+func TestProbeAnswerInFragments(t *testing.T) {
+	r := newRig(t)
+	for _, f := range fragments(echoFrame(t, macB, macA, "10.0.2.0", "10.0.1.254", true), 9, 24, 48) {
+		r.send(Underlay, wrapB(f))
+	}
+	if want := (probeAnswer{nodeB.Addr(), 7, 1, 44}); len(r.probes) != 1 || r.probes[0] != want {
+		t.Errorf("told of %+v, want %+v", r.probes, want)
+	}
+	if n := r.w.count.Verdicts[packet.ProbeAnswered]; n != 3 {
+		t.Errorf("%d fragments counted as the answer, want 3", n)
+	}
+}

@@ -26,14 +26,19 @@ func (f *Frame) AnswerEcho() bool {
 	return f.finishICMP()
 }
 
-// echo returns the identifier and sequence number of a sound message of the type, which has the code 0.
+// echo returns the identifier and sequence number of a whole and sound message of the type.
 func (f *Frame) echo(type4, type6 uint8) (id, seq uint16, ok bool) {
+	if f.Fragment || !f.isICMP() || f.L4 != f.L3+ipHeaderLen(f.isIPv6()) || f.CheckL4() != None || f.VNet.NeedsCsum() {
+		return 0, 0, false
+	}
+	return f.echoHeader(type4, type6)
+}
+
+// echoHeader returns the identifier and sequence number of a message of the type, which has the code 0.
+func (f *Frame) echoHeader(type4, type6 uint8) (id, seq uint16, ok bool) {
 	want := type4
 	if f.isIPv6() {
 		want = type6
-	}
-	if !f.isICMP() || f.Fragment || f.L4 != f.L3+ipHeaderLen(f.isIPv6()) || f.CheckL4() != None || f.VNet.NeedsCsum() {
-		return 0, 0, false
 	}
 	message := f.buf[f.L4:f.end]
 	if message[0] != want || message[1] != 0 {
@@ -64,7 +69,12 @@ func EchoRequest(dst *Batch, from, to netip.Addr, id, seq uint16, size int) (*Fr
 }
 
 // EchoReply returns the identifier and sequence number of an echo reply, and reports false for everything else and for
-// a wrong checksum. Valid iff Parse returned None.
+// a wrong checksum. Of a reply in fragments the first one will do, whose checksum cannot be known: the kernel that
+// replies may believe its own way to be narrow, and what the reply shows is that the request arrived. Valid iff Parse
+// returned None.
 func (f *Frame) EchoReply() (id, seq uint16, ok bool) {
+	if f.Fragment && f.FragmentOffset == 0 && f.isICMP() && f.end-f.L4 >= icmpLen {
+		return f.echoHeader(icmpEchoReply, icmp6EchoReply)
+	}
 	return f.echo(icmpEchoReply, icmp6EchoReply)
 }
