@@ -183,6 +183,29 @@ func TestOldTenureIsRefreshedBeforeItIsCompared(t *testing.T) {
 	}
 }
 
+// The same where the two blocks meet in IPv6 alone: the younger one is given and does not go with its IPv4 block.
+func TestOldTenureIsRefreshedBeforeItIsComparedInIPv6(t *testing.T) {
+	p := dualPools(t)
+	old, young := newSimNode(1, p), newSimNode(2, p)
+	old.claimer.adopt(claim{block: p.claimed.block(0), state: confirmed, tenure: time.Hour}, 0)
+	old.turn(0, 1) // its record says an hour from now on
+	young.claimer.given, young.claimer.given6 = p.claimed.block(9), p.paired.block(0)
+	young.claimer.adopt(claim{block: young.claimer.given, state: confirmed, tenure: time.Hour + 5*time.Second}, 9*time.Second)
+	young.turn(9*time.Second, 1)
+	for now := 9 * time.Second; now < 20*time.Second; now += 500 * time.Millisecond {
+		old.hear(young)
+		young.hear(old)
+		old.turn(now, 2)
+		young.turn(now, 2)
+	}
+	if old.claimer.claim.block != p.claimed.block(0) || old.claimer.lost != 0 {
+		t.Errorf("the older claim was withdrawn: %+v", old.claimer)
+	}
+	if young.claimer.claim.block.IsValid() || young.claimer.lost != 1 || !strings.Contains(young.claimer.problem, "subnet fd00:244::/64 is given, but n1") {
+		t.Errorf("the younger claim: %+v", young.claimer)
+	}
+}
+
 func TestClaimWaits(t *testing.T) {
 	n := newSimNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
 	s := n.situation(time.Second, 1)

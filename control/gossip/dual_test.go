@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -233,6 +234,13 @@ func TestDualStackRecord(t *testing.T) {
 	for r, want := range map[*record]string{one: "fd00:244:0:1::/64", same: "fd00:244:0:1::/64", two: "fd00:244:0:7::/64"} {
 		if v4, v6 := p.subnets(r); v6.String() != want || v4.String() != "10.244.1.0/24" {
 			t.Errorf("%s and %s, want %s", v4, v6, want)
+		}
+		var held []string
+		for c := range p.claims(r) {
+			held = append(held, c.block.String())
+		}
+		if !slices.Equal(held, []string{"10.244.1.0/24", want}) {
+			t.Errorf("it holds %s, want 10.244.1.0/24 and %s", held, want)
 		}
 	}
 }
