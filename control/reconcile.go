@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// resyncInterval bounds how long a change that the kernel does not announce (a sysctl) stays unseen.
+	// resyncInterval bounds how long a change that is not announced (a sysctl, a neighbour) stays unseen.
 	resyncInterval = 400 * time.Millisecond
 	// settleTime lets a burst of announcements end before it is looked into.
 	settleTime = 5 * time.Millisecond
@@ -38,8 +38,11 @@ type Reconciler struct {
 // NewReconciler returns a reconciler that begins with the state in k. reached is called, from Run, each time the kernel's state
 // has become a new one that Set asked for. Nothing happens before Run.
 func NewReconciler(k Kernel, reached func(State)) *Reconciler {
-	return &Reconciler{wake: make(chan struct{}, 1), reached: reached, want: k, err: fmt.Errorf("link %s: not set up yet", k.TAP),
-		repairs: map[Change]uint64{ChangedSysctl: 0, ChangedLink: 0, ChangedAddress: 0, ChangedRoute: 0}}
+	repairs := map[Change]uint64{ChangedSysctl: 0, ChangedLink: 0, ChangedAddress: 0, ChangedRoute: 0}
+	if k.State.IPv6Network.IsValid() {
+		repairs[ChangedNeighbour] = 0
+	}
+	return &Reconciler{wake: make(chan struct{}, 1), reached: reached, want: k, err: fmt.Errorf("link %s: not set up yet", k.TAP), repairs: repairs}
 }
 
 // Set says what the state has to be from now on.

@@ -80,7 +80,7 @@ func (k Kernel) haveIPv6(conf string) error {
 // keepListening makes sure that forwarding, once on, changes nothing for the links that live on router advertisements
 // now: a forwarding kernel takes none where accept_ra is 1, and forgets the default routes that it learnt (Linux,
 // ip-sysctl.rst), which would cut the node off. Those links get 2, which means the same as 1 did. It is not
-// done to other links, which pods may be behind, nor to those that come later.
+// done to other links, which pods may be behind, nor to those that come later; like forwarding it outlasts the daemon.
 func keepListening() (changed bool, err error) {
 	names, err := listeners()
 	if err != nil {

@@ -97,7 +97,7 @@ func (n *network) refresh() {
 	}
 	n.ignored = ignored
 	for _, i := range ignored {
-		slog.Warn("peer ignored", "peer", i.Peer.Name, "reason", i.Reason)
+		slog.Warn("peer ignored", "peer", i.Peer.Name, "reason", i.Reason, "routedInTheOtherFamily", i.Routed)
 	}
 	n.publish(set)
 	n.settle(next)

@@ -8,7 +8,8 @@
 //
 // A claim is announced as tentative, waits, and is confirmed when it still owns its block. After a partition
 // the younger of two owners withdraws and claims again. There are no witnesses yet, so two nodes that cannot hear
-// each other may confirm overlapping blocks until they can.
+// each other may confirm overlapping blocks until they can. In a dual-stack network one claim, on an IPv4 block, is enough:
+// the IPv6 block of the same number goes with it.
 //
 // Hygiene: every TCP exchange has a deadline of 5 s on both sides, memberlist takes 128 push/pulls at once and
 // bounds state (20 MiB), decompression (40 MiB) and queues; records are bounded and verified before they count. What this does not

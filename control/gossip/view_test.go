@@ -99,6 +99,30 @@ func TestWhoIsRoutable(t *testing.T) {
 	}
 }
 
+// A node of which only the IPv6 block is another's gets no traffic.
+func TestWhoIsRoutableInIPv6(t *testing.T) {
+	s := quietStore(t)
+	s.pools = dualPools(t)
+	s.add(2, "10.244.2.0/24", time.Hour)
+	given := s.add(3, "10.244.200.0/23", time.Minute)
+	given.claims = append(given.claims, claim{block: netip.MustParsePrefix("fd00:244:0:2::/63"), tenure: time.Minute, state: confirmed})
+	outside := s.add(4, "10.244.4.0/24", time.Hour)
+	outside.claims = append(outside.claims, claim{block: netip.MustParsePrefix("fd00:9::/64"), tenure: time.Minute, state: confirmed})
+	s.add(5, "10.244.5.0/24", time.Hour).addrs = []netip.Addr{netip.MustParseAddr("2001:db8::5")}
+	v, _ := s.look(0)
+	for i, want := range [][2]string{
+		{"fd00:244:0:2::/64", ""}, {"fd00:244:0:2::/63", "its subnet fd00:244:0:2::/63 is n2 (192.0.2.2, id "},
+		{"fd00:9::/64", "its subnet fd00:9::/64 is not in the network 10.244.0.0/16 and fd00:244::/48"}, {"fd00:244:0:5::/64", ""},
+	} {
+		if p := v.Peers[i]; p.IPv6Subnet.String() != want[0] || !strings.HasPrefix(p.Reason, want[1]) || p.Routable != (want[1] == "") {
+			t.Errorf("%+v, want %s", p, want)
+		}
+	}
+	if p := v.Peers[3]; p.PublicIPv6.String() != "2001:db8::5" || p.PublicIP.String() != "192.0.2.5" {
+		t.Errorf("%+v", p)
+	}
+}
+
 // Large networks are looked at often.
 func BenchmarkLook(b *testing.B) {
 	s := quietStore(&testing.T{})
