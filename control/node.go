@@ -27,7 +27,7 @@ type Node struct {
 	Subnet      netip.Prefix // of its pods, masked
 	BackendType string       // netconf.TypeVXLAN or TypeUDP ("" in flannel's leases is udp), or one that this node ignores
 	VNI         uint32       // valid iff vxlan
-	VTEP        tables.MAC   // valid iff vxlan; a tulle node has one for both families, that of its TAP
+	VTEP        tables.MAC   // valid iff vxlan; this node's own always, the MAC of its TAP, for both families
 
 	PublicIPv6 netip.Addr
 	IPv6Subnet netip.Prefix
