@@ -50,18 +50,11 @@ func pause(spin int) {
 
 // find returns the slot of k and its control word from before the key was compared: what is read of the slot is k's
 // iff the control word is unlocked and still the same afterwards. When find returns false, k was absent at some moment
-// of the call.
+// of the call, and nothing needs to be checked: the home's bits change only with an entry, an entry keeps its slot, and
+// k is there from the moment that its home's lock is released.
 func (a *area) find(k *key) (s, ctrl uint64, ok bool) {
 	home := a.home(k.hash)
-	for spin := 0; ; spin++ {
-		h := a.slot(home)[wCtrl].Load()
-		if h&locked == 0 {
-			if s, ctrl, ok = a.among(home, h, k); ok || a.slot(home)[wCtrl].Load() == h {
-				return s, ctrl, ok
-			}
-		}
-		pause(spin)
-	}
+	return a.among(home, a.slot(home)[wCtrl].Load(), k)
 }
 
 // among looks for k in the slots that a home's control word names.
