@@ -218,7 +218,7 @@ func TestConcurrentDirections(t *testing.T) {
 	}
 	data, ack := c.packet("> A"), c.packet("< A")
 	data.TCP.Len, data.TCP.Window, ack.TCP.Window = length, 65535, 65535
-	first := data.TCP.Seq
+	at, first := ack, data.TCP.Seq
 	look := func(p *conntrack.Packet) {
 		if hit, ok := c.table.Lookup(p, now); !ok || hit.OutOfWindow || hit.State < conntrack.SynRecv {
 			t.Errorf("%+v: %+v, %v", p.TCP, hit, ok)
@@ -230,6 +230,8 @@ func TestConcurrentDirections(t *testing.T) {
 		for i := range uint32(segments) {
 			data.TCP.Seq = first + i*length
 			look(&data)
+			at.TCP.Ack = data.TCP.Seq + length
+			look(&at) // the very last byte is known to be sent
 			sent.Store(i + 1)
 		}
 	})
@@ -244,4 +246,41 @@ func TestConcurrentDirections(t *testing.T) {
 	if ack.TCP.Ack++; !c.see(ack).OutOfWindow {
 		t.Error("more is acknowledged than was sent")
 	}
+}
+
+// A flow that is answered while it is being evicted either goes, or stays for good.
+func TestConcurrentReply(t *testing.T) {
+	table := newTable(t, conntrack.Config{Flows4: 1})
+	p := numbered(0, false, 17)
+	back := reversed(p)
+	var rivals []conntrack.Packet // that evict p
+	for i := uint32(1); len(rivals) < 8; i++ {
+		table.Insert(&p, conntrack.NAT{}, now)
+		rival := numbered(i, false, 17)
+		if hit, result := table.Insert(&rival, conntrack.NAT{}, now); result == conntrack.Inserted {
+			rivals = append(rivals, rival)
+			table.Delete(hit.ID)
+		}
+	}
+	var stop atomic.Bool
+	var group sync.WaitGroup
+	group.Go(func() {
+		for i := 0; !stop.Load(); i++ {
+			hit, _ := table.Insert(&rivals[i%len(rivals)], conntrack.NAT{}, now)
+			table.Delete(hit.ID)
+		}
+	})
+	kept := 0
+	for range 1_000_000 {
+		table.Insert(&p, conntrack.NAT{}, now)
+		if hit, ok := table.Lookup(&back, now); ok {
+			if kept++; !table.Delete(hit.ID) {
+				t.Errorf("%+v was answered, and is gone", hit)
+				break
+			}
+		}
+	}
+	stop.Store(true)
+	group.Wait()
+	t.Logf("%d answered, %+v", kept, table.Stats())
 }

@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -144,6 +145,9 @@ type counters struct {
 func New(c Config) (*Table, error) {
 	if c.Flows4 < 0 || c.Flows6 < 0 || c.Flows4 > maxFlows || c.Flows6 > maxFlows {
 		return nil, fmt.Errorf("make flow table: %d IPv4 and %d IPv6 flows: each must be 0 to %d", c.Flows4, c.Flows6, maxFlows)
+	}
+	if !checkLayout() {
+		return nil, errors.New("make flow table: this Go's netip.Addr is laid out otherwise: build with the Go of go.mod")
 	}
 	t := &Table{key: newHashKey()}
 	if err := t.create(c); err != nil {

@@ -76,7 +76,7 @@ type entry struct {
 	ctrl  uint64
 	times uint64
 	gen   uint64
-	sent  [2]uint64
+	sent  [2]uint64 // read for TCP only, where a packet acts on it
 }
 
 // read copies a slot's entry. It is consistent iff the slot's control word is still ctrl afterwards.
@@ -186,7 +186,8 @@ func (w *slot) storePorts(size uint64, k *key, nat *NAT) {
 	for i, ap := range [2]netip.AddrPort{nat.Src, nat.Dst} {
 		var hi, lo uint64
 		if ap.IsValid() {
-			hi, lo = halves(ap.Addr())
+			addr := ap.Addr()
+			hi, lo = halves(&addr)
 		}
 		w6[wNATSrc+2*i].Store(hi)
 		w6[wNATSrc2+2*i].Store(lo)

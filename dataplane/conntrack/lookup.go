@@ -94,23 +94,18 @@ func (a *area) advance(s, ctrl uint64, k *key, p *Packet, now uint32, hit *Hit) 
 	if e.expired(now) {
 		return false, w[wCtrl].Load() == ctrl
 	}
-	reply, changed := k.swapped != (ctrl&swapped != 0), false
+	reply := k.swapped != (ctrl&swapped != 0)
+	var result outcome
+	var changed bool
 	if p.Proto == protoTCP {
-		e.sent = [2]uint64{w[wSent0].Load(), w[wSent1].Load()}
-		old := e
-		switch e.seeTCP(reply, &p.TCP) {
-		case reopened:
-			return false, w[wCtrl].Load() == ctrl
-		case refused:
-			hit.OutOfWindow = true
-		case accepted:
-			e.touch(now)
-			changed = e.differs(&old)
-		}
-	} else if changed = e.see(reply, now); changed {
-		e.sent = [2]uint64{w[wSent0].Load(), w[wSent1].Load()}
+		result, changed = e.seeTCP(w, reply, &p.TCP, now)
+	} else {
+		changed = e.see(reply, now)
 	}
-	hit.ID, hit.State, hit.Reply = a.id(s, e.generation()), stateOf(e.ctrl), reply
+	if result == reopened {
+		return false, w[wCtrl].Load() == ctrl
+	}
+	hit.ID, hit.State, hit.Reply, hit.OutOfWindow = a.id(s, e.generation()), stateOf(e.ctrl), reply, result == refused
 	w.loadNAT(a.size, &hit.NAT)
 	if changed {
 		return true, w.commit(ctrl, &e)
@@ -129,8 +124,22 @@ func (e *entry) see(reply bool, now uint32) bool {
 	return e.times != old
 }
 
-func (e *entry) differs(old *entry) bool {
-	return e.sent[0] != old.sent[0] || e.sent[1] != old.sent[1] || e.ctrl != old.ctrl || e.times != old.times || e.gen != old.gen
+// seeTCP reads what else the slot holds of the connection and advances it by a segment.
+func (e *entry) seeTCP(w *slot, reply bool, s *Segment, now uint32) (result outcome, changed bool) {
+	e.sent = [2]uint64{w[wSent0].Load(), w[wSent1].Load()}
+	old, c, from := *e, e.conn(), 0
+	if reply {
+		from = 1
+	}
+	if result = c.track(from, s); result != accepted {
+		return result, false
+	}
+	e.setConn(&c)
+	if reply {
+		e.ctrl |= replied
+	}
+	e.touch(now)
+	return accepted, *e != old
 }
 
 // commit makes e the slot's entry, unless its control word is no longer ctrl. It stores only what differs: a store costs
@@ -141,8 +150,10 @@ func (w *slot) commit(ctrl uint64, e *entry) bool {
 	}
 	w.update(wTimes, e.times)
 	w.update(wGen, e.gen)
-	w.update(wSent0, e.sent[0])
-	w.update(wSent1, e.sent[1])
+	if protoOf(ctrl) == protoTCP {
+		w.update(wSent0, e.sent[0])
+		w.update(wSent1, e.sent[1])
+	}
 	w[wCtrl].Store(bump(e.ctrl))
 	return true
 }
@@ -151,22 +162,6 @@ func (w *slot) update(i int, v uint64) {
 	if w[i].Load() != v {
 		w[i].Store(v)
 	}
-}
-
-func (e *entry) seeTCP(reply bool, s *Segment) outcome {
-	c := e.conn()
-	from := 0
-	if reply {
-		from = 1
-	}
-	result := c.track(from, s)
-	if result == accepted {
-		e.setConn(&c)
-		if reply {
-			e.ctrl |= replied
-		}
-	}
-	return result
 }
 
 // conn unpacks the connection.
