@@ -202,6 +202,8 @@ func TestCheckL4Verdicts(t *testing.T) {
 	short := stack{ip: tcp.ip, payload: make([]byte, 7)}
 	shortICMP := short
 	shortICMP.ip.Protocol = layers.IPProtocolICMPv4
+	zero := plainUDP([]byte{0, 0}).overIPv6()
+	copy(zero.payload, zero.bytes(t)[zero.checksumAt():][:2]) // the sum comes out as 0xffff, with a field of zero too
 	trailer := plainUDP([]byte("1234"))
 	withTrailer := stack{ip: trailer.ip, payload: append(trailer.bytes(t)[trailer.l4():], "behind it"...)}
 	tests := []struct {
@@ -214,6 +216,9 @@ func TestCheckL4Verdicts(t *testing.T) {
 		{"UDP length 16 of 15", set(udp, 4, 16), packet.DropFrameTruncated},
 		{"UDP length 16 of 15, without checksum", func() []byte { d := set(udp, 4, 16); d[40], d[41] = 0, 0; return d }(), packet.DropFrameTruncated},
 		{"UDP length 7", set(udp, 4, 7), packet.DropL4Checksum},
+		{"UDP length 7, without checksum", func() []byte { d := set(udp, 4, 7); d[40], d[41] = 0, 0; return d }(), packet.DropL4Checksum},
+		{"UDP checksum that is 0 over IPv6", set(zero, 6, 0), packet.DropL4Checksum},
+		{"UDP checksum that is 0, sent as ffff", zero.bytes(t), packet.None},
 		{"UDP length 0", set(udp, 4, 0), packet.DropL4Checksum},
 		{"UDP length 0 over IPv6", set(udp.overIPv6(), 4, 0), packet.DropL4Checksum},
 		{"UDP shorter than the IP packet", withTrailer.bytes(t), packet.None},
@@ -234,8 +239,8 @@ func TestCheckL4Verdicts(t *testing.T) {
 		})
 	}
 	super := super{stack: tcp.overIPv6(), gsoSize: 2}.frame(t, packet.NewBatch(0))
-	if got := super.CheckL4(); got != packet.None {
-		t.Errorf("super-packet: %v", got)
+	if super.VNet.Flags = 0; super.CheckL4() != packet.None {
+		t.Errorf("super-packet: %v", super.CheckL4())
 	}
 	f := load(packet.NewBatch(0), partial(tcp, tcp.bytes(t)))
 	f.VNet = packet.VNet{Flags: packet.VNetNeedsCsum, CsumStart: 34, CsumOffset: 16}

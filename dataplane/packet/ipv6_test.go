@@ -147,26 +147,37 @@ func TestAtomicFragment(t *testing.T) {
 	}
 }
 
-// Every bit of addresses and ports counts in the hash: a collision is one in four billion.
+// Every bit of addresses and ports counts in the hash, those of an echo's identifier too: a collision is one in four
+// billion.
 func TestHashEveryBit(t *testing.T) {
-	b := packet.NewBatch(0)
 	for _, s := range []stack{plainUDP(nil), plainUDP(nil).overIPv6()} {
-		data := s.bytes(t)
-		first, last := 14+12, s.l4()+4
-		if s.ip6 != nil {
-			first = 14 + 8
+		ports := s.l4()
+		checkHashBits(t, s.bytes(t), ports, ports+4)
+		checkHashBits(t, icmpBytes(t, s, nil), ports+4, ports+6)
+	}
+}
+
+// checkHashBits turns over the bits of the addresses and of data[from:to].
+func checkHashBits(t *testing.T, data []byte, from, to int) {
+	t.Helper()
+	b := packet.NewBatch(0)
+	first, last := 14+12, 14+20
+	if data[14]>>4 == 6 {
+		first, last = 14+8, 14+40
+	}
+	seen := map[uint32]int{parsed(t, b, data).Hash: -1}
+	for bit := 8 * first; bit < 8*to; bit++ {
+		if bit >= 8*last && bit < 8*from {
+			continue
 		}
-		seen := map[uint32]int{parsed(t, b, data).Hash: -1}
-		for bit := 8 * first; bit < 8*last; bit++ {
-			other := bytes.Clone(data)
-			if other[bit/8] ^= 0x80 >> (bit % 8); s.ip6 == nil {
-				refresh(other[14:])
-			}
-			hash := parsed(t, b, other).Hash
-			if before, ok := seen[hash]; ok {
-				t.Errorf("bits %d and %d turned over: both hash to %#x", before, bit, hash)
-			}
-			seen[hash] = bit
+		other := bytes.Clone(data)
+		if other[bit/8] ^= 0x80 >> (bit % 8); data[14]>>4 == 4 {
+			refresh(other[14:])
 		}
+		hash := parsed(t, b, other).Hash
+		if before, ok := seen[hash]; ok {
+			t.Errorf("bits %d and %d turned over: both hash to %#x", before, bit, hash)
+		}
+		seen[hash] = bit
 	}
 }

@@ -173,6 +173,14 @@ func TestNDTargetBitsAndCuts(t *testing.T) {
 	}
 }
 
+// The data of a later fragment is no ICMPv6 header.
+func TestNDLaterFragment(t *testing.T) {
+	s := stack{ip: layers.IPv4{Protocol: layers.IPProtocolICMPv4}, payload: []byte{135, 0, 0, 0, 0, 0, 0, 0}}
+	if f := parsed(t, packet.NewBatch(0), s.overIPv6(fragmentHeader(64, 0)).bytes(t)); f.IsND() {
+		t.Error("taken for Neighbour Discovery")
+	}
+}
+
 func TestNDProbe(t *testing.T) {
 	n := ndSolicitation()
 	n.src, n.options = netip.IPv6Unspecified(), []byte{14, 1, 1, 2, 3, 4, 5, 6} // a nonce (RFC 7527)
