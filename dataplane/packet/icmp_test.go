@@ -145,6 +145,7 @@ func TestICMPErrorQuotesTheWire(t *testing.T) {
 			if f.VNet = vnet; f.Parse() != packet.None {
 				t.Fatal("bare frame refused")
 			}
+			f.SetMACs(packet.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, packet.MAC{}) // says nothing of how it came
 		}
 		out.Reset()
 		before, start := bytes.Clone(f.Bytes()), f.Start()

@@ -46,10 +46,12 @@ func (n solicitation) bytes(t testing.TB) []byte {
 func TestAnswerND(t *testing.T) {
 	linkFirst := append([]byte{1, 1, 2, 0xaa, 0xbb, 0xcc, 0xdd, 1}, 14, 1, 1, 2, 3, 4, 5, 6)
 	linkLast := append([]byte{14, 2, 15: 0}, 1, 1, 2, 0xaa, 0xbb, 0xcc, 0xdd, 1)
+	twice := append([]byte{1, 1, 2, 0xaa, 0xbb, 0xcc, 0xdd, 1}, 1, 1, 2, 0xaa, 0xbb, 0xcc, 0xdd, 2)
 	for name, tt := range map[string]struct {
 		options []byte
 		asker   string
 	}{
+		"two options":   {twice, "02:aa:bb:cc:dd:01"},
 		"as Linux asks": {ndSolicitation().options, "02:aa:bb:cc:dd:01"},
 		"no option":     {nil, macA.String()}, "a nonce (RFC 3971)": {[]byte{14, 1, 1, 2, 3, 4, 5, 6}, macA.String()},
 		"a nonce behind": {linkFirst, "02:aa:bb:cc:dd:01"}, "a nonce before": {linkLast, "02:aa:bb:cc:dd:01"},
@@ -170,6 +172,18 @@ func TestNDTargetBitsAndCuts(t *testing.T) {
 		if _, _, ok := parsed(t, b, s.bytes(t)).NDTarget(); ok != (n == 24) {
 			t.Errorf("cut to %d bytes: %v", n, ok)
 		}
+	}
+}
+
+// A checksum that is left to a device cannot be verified, and no kernel leaves that of a solicitation.
+func TestNDPartialChecksum(t *testing.T) {
+	f := load(packet.NewBatch(0), ndSolicitation().bytes(t))
+	f.VNet = packet.VNet{Flags: packet.VNetNeedsCsum, CsumStart: 54, CsumOffset: 2}
+	if v := f.Parse(); v != packet.None {
+		t.Fatal(v)
+	}
+	if _, _, ok := f.NDTarget(); ok {
+		t.Error("taken for sound")
 	}
 }
 
