@@ -33,7 +33,8 @@ subnets. The machine's own network is not touched.`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.PersistentFlags().StringVar(&dir, "dir", lab.DefaultDir, "directory of the lab: its record, run directories, logs")
-	c.AddCommand(newLabUpCommand(&dir), newLabAddCommand(&dir), newLabRemoveCommand(&dir), newLabExecCommand(), newLabStatusCommand(&dir), newLabDownCommand(&dir))
+	c.AddCommand(newLabUpCommand(&dir), newLabAddCommand(&dir), newLabRemoveCommand(&dir), newLabExecCommand(),
+		newLabStatusCommand(&dir), newLabDownCommand(&dir))
 	return c
 }
 
@@ -76,8 +77,10 @@ func newLabUpCommand(dir *string) *cobra.Command {
 	f.StringVar(&config.Backend, "backend", lab.BackendVXLAN, "how packets get from node to node: vxlan, or udp (flannel's)")
 	f.StringVar(&config.Store, "store", lab.StoreGossip, "where nodes learn of each other: gossip, or file (fixed subnets and one list of peers)")
 	f.BoolVar(&config.Routed, "routed", false, "put even nodes on an underlay segment of their own, behind a router")
-	f.IntSliceVar(&kernel, "kernel", nil, "numbers of nodes without daemon: kernel VXLAN devices, set up as flannel's, or with --backend udp a flannelpeer")
-	f.StringVar(&config.FlannelPeer, "flannel-peer", "", "the flannelpeer binary (go build ./scripts/lab/flannelpeer), for --kernel with --backend udp")
+	f.IntSliceVar(&kernel, "kernel", nil, 
+		"numbers of nodes without daemon: kernel VXLAN devices, set up as flannel's, or with --backend udp a flannelpeer")
+	f.StringVar(&config.FlannelPeer, "flannel-peer", "", 
+		"the flannelpeer binary (go build ./scripts/lab/flannelpeer), for --kernel with --backend udp")
 	for _, v := range ones {
 		f.StringVar(&v.value, v.name, v.supported, "only "+v.supported+" today")
 	}

@@ -139,6 +139,11 @@ func (l *Lab) drop(n *node) error {
 	if err := l.edit(func() { n.Leaving = true }); err != nil {
 		return err
 	}
+	if wire := l.wires[n.Number]; wire != nil {
+		if err := wire.remove(); err != nil {
+			return err
+		}
+	}
 	own := l.rec.only(n)
 	if err := (&teardown{rec: own, progress: l.progress}).clear(); err != nil {
 		return err

@@ -57,6 +57,11 @@ func Down(dir string, progress io.Writer) error {
 func (l *Lab) Down() error {
 	l.op.Lock()
 	defer l.op.Unlock()
+	for _, wire := range l.wires { // its sockets would keep the underlay's namespace
+		if err := wire.remove(); err != nil {
+			return err
+		}
+	}
 	if l.lock == nil {
 		return Down(l.dir, l.progress)
 	}

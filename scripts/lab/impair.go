@@ -20,9 +20,13 @@ func impairLink(number int) string { return fmt.Sprintf("tulle-i%d", number) }
 func impairPort(number int) string { return fmt.Sprintf("tulle-j%d", number) }
 
 // Impair puts a bad wire between a node and the underlay: out says what happens to the node's frames, in to those for it. It is
-// this process that forwards: when it ends, the node is cut off. Offloads of the links around it are off meanwhile, for the
-// kernel would sum a corrupted frame again, and lose 64 KiB for one loss. SetOffloads(true) during it spoils that.
+// this process that forwards: when it ends, the node is cut off. The wire goes with the node or the lab at the latest.
+//
+// Offloads of the links around it are off meanwhile, for the kernel would sum a corrupted frame again, and lose 64 KiB for one
+// loss. SetOffloads(true) during it spoils that.
 func (l *Lab) Impair(number int, out, in impair.Spec) (i *Impairment, err error) {
+	l.op.Lock()
+	defer l.op.Unlock()
 	n, err := l.Node(number)
 	if err != nil {
 		return nil, err
@@ -38,8 +42,9 @@ func (l *Lab) Impair(number int, out, in impair.Spec) (i *Impairment, err error)
 		return nil, fmt.Errorf("impair node %s: %w", n.Name, err)
 	}
 	if err := i.insert(out, in); err != nil {
-		return nil, errors.Join(fmt.Errorf("impair node %s: %w", n.Name, err), i.Stop())
+		return nil, errors.Join(fmt.Errorf("impair node %s: %w", n.Name, err), i.remove())
 	}
+	l.wires[number] = i
 	return i, nil
 }
 
@@ -84,8 +89,19 @@ func (i *Impairment) setOffloads(on bool) error {
 // Stats are those of the node's frames and of the frames for it, since the wire was put in.
 func (i *Impairment) Stats() (out, in impair.Stats) { return i.shim.Stats() }
 
-// Stop gives the node its good wire back. What the bad one holds is lost.
+// Stop gives the node its good wire back. What the bad one holds is lost. It does nothing when that has been done.
 func (i *Impairment) Stop() error {
+	i.lab.op.Lock()
+	defer i.lab.op.Unlock()
+	if i.lab.wires[i.number] != i {
+		return nil
+	}
+	return i.remove()
+}
+
+// remove is Stop for a caller that holds op.
+func (i *Impairment) remove() error {
+	delete(i.lab.wires, i.number)
 	var err error
 	if i.shim != nil {
 		err = i.shim.Stop()

@@ -1,14 +1,19 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"net"
+	"path/filepath"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/bench"
 	"github.com/tulle-net/tulle/bench/impair"
@@ -160,7 +165,8 @@ func TestImpairDirections(t *testing.T) {
 	if again, err := l.Impair(2, impair.Spec{}, impair.Spec{}); err == nil {
 		t.Errorf("a second wire for one node: %+v", again)
 	}
-	there := sequence(t, Pair{From: "tulle-n2", To: "tulle-n1", Addr: nodeOf(t, l, 1).PublicIP}, bench.Sequence{Count: 10, Quiet: 200 * time.Millisecond})
+	back := Pair{From: "tulle-n2", To: "tulle-n1", Addr: nodeOf(t, l, 1).PublicIP}
+	there := sequence(t, back, bench.Sequence{Count: 10, Quiet: 200 * time.Millisecond})
 	if out, in := wire.Stats(); there.Received != 0 || out.In == 0 || out.Lost != 0 || in.Lost != in.In {
 		// Nothing gets there: node 2 learns no address, but asks.
 		t.Errorf("one way: %+v, out %+v, in %+v", there, out, in)
@@ -193,6 +199,45 @@ func offloadsOf(t *testing.T, namespace string) (on bool) {
 	return on
 }
 
+// A wire that nobody stops ends with its node, and with the lab.
+func TestImpairEnds(t *testing.T) {
+	l := up(t, Config{Nodes: 3, Kernel: kernelNodes(3)})
+	var wires []*Impairment
+	for number := 1; number <= 2; number++ {
+		wire, err := l.Impair(number, impair.Spec{}, impair.Spec{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wires = append(wires, wire)
+	}
+	if err := l.RemoveNode(testContext(t), 1, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	err := In(underlayNamespace, func() error {
+		for name, there := range map[string]bool{impairLink(1): false, impairPort(1): false, impairLink(2): true} {
+			if _, err := netlink.LinkByName(name); (err == nil) != there {
+				t.Errorf("%s is there: %t", name, !there)
+			}
+		}
+		return nil
+	})
+	if err := errors.Join(err, l.Down()); err != nil {
+		t.Fatal(err)
+	}
+	for _, wire := range wires {
+		if err := wire.Stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	links, _ := filepath.Glob("/proc/self/fd/*")
+	for _, link := range links {
+		fd, _ := strconv.Atoi(filepath.Base(link))
+		if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil && domain == unix.AF_PACKET {
+			t.Errorf("packet socket %d is still open", fd)
+		}
+	}
+}
+
 // With the offloads of the wire's devices on, the kernel would hand over what it has not summed.
 func TestImpairOffloads(t *testing.T) {
 	l := up(t, Config{Nodes: 2, Kernel: kernelNodes(2)})
@@ -201,7 +246,8 @@ func TestImpairOffloads(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer wire.Stop()
-	for namespace, links := range map[string][]string{"tulle-n1": {"eth0"}, underlayNamespace: {underlayPort(1), impairLink(1), impairPort(1)}} {
+	for namespace, links := range map[string][]string{"tulle-n1": {"eth0"},
+		underlayNamespace: {underlayPort(1), impairLink(1), impairPort(1)}} {
 		for _, link := range links {
 			var on bool
 			if err := In(namespace, func() (err error) { on, err = offloadsOn(link); return err }); err != nil || on {

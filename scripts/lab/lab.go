@@ -52,6 +52,7 @@ type Lab struct {
 	op    sync.Mutex            // held by what changes the lab, for as long as that takes
 	lock  *machineLock          // held iff the lab is Ephemeral and this process made it; guarded by op
 	exits map[int]chan struct{} // by node number; closed when a daemon started by this process is reaped; guarded by op
+	wires map[int]*Impairment   // by node number; guarded by op
 
 	mu        sync.Mutex // guards what is below. Writers hold op too, so its holder reads without mu
 	rec       *record
@@ -101,7 +102,7 @@ func Open(dir string) (*Lab, error) {
 	if rec == nil {
 		return nil, fmt.Errorf("no lab in %s: make one with: tulle lab up", dir)
 	}
-	return &Lab{dir: dir, rec: rec, progress: io.Discard, exits: map[int]chan struct{}{}}, nil
+	return &Lab{dir: dir, rec: rec, progress: io.Discard, exits: map[int]chan struct{}{}, wires: map[int]*Impairment{}}, nil
 }
 
 // Dir is the lab's directory.

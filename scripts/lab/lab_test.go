@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -208,27 +209,34 @@ func underlayCounters(t *testing.T) (packets, bytes uint64) {
 
 // The kernel nodes must send what flannel's do: outer UDP checksums are there (zero would mean none).
 func TestKernelNodeSendsOuterChecksums(t *testing.T) {
-	l := up(t, Config{Nodes: 2, Pods: 1, Kernel: kernelNodes(2)})
+	l := up(t, Config{Nodes: 2, Pods: 1, Kernel: kernelNodes(2), Family: FamilyDual})
 	if err := l.SetOffloads(false); err != nil {
 		t.Fatal(err)
 	}
+	for i, outer := range []string{"ip4:udp", "ip6:udp"} {
+		from := []netip.Addr{nodeOf(t, l, 1).PublicIP, nodeOf(t, l, 1).PublicIPv6}[i]
+		t.Run(outer, func(t *testing.T) { testOuterChecksum(t, farPairs(l)[i], outer, from) })
+	}
+}
+
+func testOuterChecksum(t *testing.T, p Pair, outer string, want netip.Addr) {
 	var sniffer net.PacketConn
 	err := In("tulle-n2", func() (err error) {
-		sniffer, err = net.ListenPacket("ip4:udp", "0.0.0.0")
+		sniffer, err = net.ListenPacket(outer, "")
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer sniffer.Close()
-	ping(t, l.PodPairs()[0], bench.Ping{Size: 56})
+	ping(t, p, bench.Ping{Size: 56})
 	sniffer.SetReadDeadline(time.Now().Add(time.Second))
 	b := make([]byte, 2048)
 	n, from, err := sniffer.ReadFrom(b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if port := int(b[2])<<8 | int(b[3]); n < 16 || port != vxlanPort || from.String() != "192.168.77.1" {
+	if port := int(b[2])<<8 | int(b[3]); n < 16 || port != vxlanPort || from.String() != want.String() {
 		t.Fatalf("got %d bytes from %v to port %d", n, from, port)
 	}
 	if b[6] == 0 && b[7] == 0 {

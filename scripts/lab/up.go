@@ -23,7 +23,7 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{dir: c.Dir, lock: lock, progress: c.Progress, config: c, exits: map[int]chan struct{}{}}
+	l := &Lab{dir: c.Dir, lock: lock, progress: c.Progress, config: c, exits: map[int]chan struct{}{}, wires: map[int]*Impairment{}}
 	if err := l.begin(c); err != nil {
 		lock.release()
 		return nil, err
