@@ -77,9 +77,9 @@ func newLabUpCommand(dir *string) *cobra.Command {
 	f.StringVar(&config.Backend, "backend", lab.BackendVXLAN, "how packets get from node to node: vxlan, or udp (flannel's)")
 	f.StringVar(&config.Store, "store", lab.StoreGossip, "where nodes learn of each other: gossip, or file (fixed subnets and one list of peers)")
 	f.BoolVar(&config.Routed, "routed", false, "put even nodes on an underlay segment of their own, behind a router")
-	f.IntSliceVar(&kernel, "kernel", nil, 
+	f.IntSliceVar(&kernel, "kernel", nil,
 		"numbers of nodes without daemon: kernel VXLAN devices, set up as flannel's, or with --backend udp a flannelpeer")
-	f.StringVar(&config.FlannelPeer, "flannel-peer", "", 
+	f.StringVar(&config.FlannelPeer, "flannel-peer", "",
 		"the flannelpeer binary (go build ./scripts/lab/flannelpeer), for --kernel with --backend udp")
 	for _, v := range ones {
 		f.StringVar(&v.value, v.name, v.supported, "only "+v.supported+" today")
