@@ -1,8 +1,11 @@
 package lab
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/bench"
+	"github.com/tulle-net/tulle/scripts/need"
 )
 
 // underlayPairs go from one node to the underlay addresses of another.
@@ -91,6 +95,29 @@ func TestNodeMTU(t *testing.T) {
 			if r.Err != nil || (r.Received == 1) != (mtu == 1500) {
 				t.Errorf("1500 bytes to a node of %d: %+v", mtu, r)
 			}
+		}
+	}
+}
+
+// tracepath(8), which shares no code with this, finds what the path is set to.
+func TestTracepath(t *testing.T) {
+	tracepath, err := need.Debian(testContext(t), "tracepath", "iputils-tracepath")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := up(t, Config{Nodes: 2, Kernel: kernelNodes(2), Family: FamilyDual, Routed: true})
+	if err := l.SetPathMTU(1400, true); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range underlayPairs(t, l, 1, 2) {
+		var out bytes.Buffer
+		cmd := exec.CommandContext(testContext(t), tracepath, "-n", "-m", "5", p.Addr.String())
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := In(p.From, cmd.Start); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil || !strings.Contains(out.String(), "Resume: pmtu 1400 hops 2") {
+			t.Errorf("tracepath %s: %v\n%s", p.Addr, err, out.String())
 		}
 	}
 }

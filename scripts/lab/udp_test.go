@@ -54,6 +54,45 @@ func TestUDP(t *testing.T) {
 	}
 }
 
+// Daemons in a lab of the udp backend are told so, and the flannelpeer among them of their subnets.
+func TestUDPDaemons(t *testing.T) {
+	for _, store := range []string{StoreGossip, StoreFile} {
+		c := fakeConfig(labDir(t), store)
+		c.Backend, c.FlannelPeer = BackendUDP, udpConfig(t, 1, 0).FlannelPeer
+		l := up(t, c)
+		var conf, wantConf netConf
+		readJSON(t, netConfPath(l.Dir()), &conf)
+		wantConf.EnableIPv4, wantConf.Network, wantConf.Backend.Type, wantConf.Backend.Port = true, "10.244.0.0/16", "udp", 8285
+		if conf != wantConf {
+			t.Errorf("net-conf.json: %+v", conf)
+		}
+		n := nodeOf(t, l, 3)
+		var peers []peer
+		readJSON(t, peersPath(l.Dir()), &peers)
+		want := peer{Name: "n3", PublicIP: "192.168.77.3", Subnet: n.Subnet.String(), BackendType: "udp"}
+		if got := peers[len(peers)-1]; got != want {
+			t.Errorf("peers.json: %+v, want %+v", got, want)
+		}
+		if s := flannelStatus(t, l, 3); s.Peers != 2 || n.PID != 0 || n.LogFile == "" {
+			t.Errorf("node 3 knows %d peers; %+v", s.Peers, n)
+		}
+		if _, err := l.FlannelStatus(1); err == nil {
+			t.Error("a daemon gives a flannelpeer's status")
+		}
+		if err := l.Down(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestUDPRouted(t *testing.T) {
+	c := udpConfig(t, 2, 1)
+	c.Routed = true
+	l := up(t, c)
+	pingAll(t, l)
+	ping(t, farPairs(l)[0], bench.Ping{Count: 3, Size: 1472 - 28, DF: true})
+}
+
 // Each side takes one off the TTL, beside each node's kernel.
 func TestUDPTTL(t *testing.T) {
 	l := up(t, udpConfig(t, 2, 1))
@@ -160,6 +199,11 @@ func TestUDPRefuses(t *testing.T) {
 	c := Config{Nodes: 1, Kernel: kernelNodes(1), Backend: BackendUDP}
 	if _, err := Up(testContext(t), c); err == nil || !strings.Contains(err.Error(), "flannelpeer") {
 		t.Errorf("without a flannelpeer: %v", err)
+	}
+	c.FlannelPeer = "/bin/false"
+	_, err := Up(testContext(t), c)
+	if err == nil || !strings.Contains(err.Error(), "does not answer") && !strings.Contains(err.Error(), errEnded.Error()) {
+		t.Errorf("with one that ends: %v", err)
 	}
 	c.Family = FamilyDual
 	if err := c.Check(); err == nil || !strings.Contains(err.Error(), "IPv4 only") {
