@@ -147,10 +147,8 @@ func (o *nodeOptions) self(conf *netconf.Config) (n control.Node, link control.U
 		return n, link, err
 	}
 	n.PublicIP, n.PublicIPv6 = link.Addr, link.Addr6
-	if conf.Backend.Type == netconf.TypeVXLAN {
-		n.VNI = conf.Backend.VXLAN.VNI
-	}
-	n.VTEP = control.VTEPMAC(n.Underlay(), n.VNI) // of the TAP, whatever the backend
+	n.VNI = conf.Backend.VXLAN.VNI
+	n.VTEP = control.VTEPMAC(n.Underlay(), n.VNI)
 	if conf.EnableIPv6 {
 		n.VTEPv6 = n.VTEP
 	}
