@@ -89,6 +89,13 @@ var (
 	refusedDesc   = desc("gossip_refused_total", "Nodes and messages that gossip did not let in.", "reason")
 	fallbackDesc  = desc("udp_segment_fallbacks_total", "Super-packets sent segment by segment because UDP_SEGMENT was refused.")
 	socketDesc    = desc("underlay_socket_drops_total", "Datagrams that found the underlay's receive socket full.")
+	icmpDesc      = desc("icmp_limited_total", "ICMP errors that were not sent because there were too many.")
+	flowsDesc     = desc("flows", "Flows in the table.", "family")
+	flowRoomDesc  = desc("flows_capacity", "Flows that the table holds at most.", "family")
+	flowEndsDesc  = desc("flow_events_total", "What became of flows: inserted, expired, evicted to make room, full when a new one found none.", "event")
+	pathMTUDesc   = desc("path_mtu_bytes", "Largest inner packet that reaches the peer in one piece.", "peer", "to")
+	pathRTTDesc   = desc("path_rtt_seconds", "Smoothed round trip over the tunnel; absent while nothing answers.", "peer", "to")
+	pathLossDesc  = desc("path_loss_ratio", "Share of the last probes that were not answered.", "peer", "to")
 	readyDesc     = desc("ready", "1 when pods of this node can reach the others.")
 )
 
@@ -97,6 +104,7 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		packetsDesc, framesDesc, segmentsDesc, bytesDesc, queuedDesc, peersDesc, routablePeers, subnetDesc, tablesDesc,
 		repairsDesc, reopenedDesc, refusedDesc, fallbackDesc, socketDesc, readyDesc,
+		icmpDesc, flowsDesc, flowRoomDesc, flowEndsDesc, pathMTUDesc, pathRTTDesc, pathLossDesc,
 	} {
 		ch <- d
 	}
@@ -130,6 +138,11 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(reopenedDesc, r.TAP.Reopened)
 	counter(fallbackDesc, r.Underlay.Fallbacks)
 	counter(socketDesc, r.Underlay.SocketDrops)
+	counter(icmpDesc, r.Engine.ICMPLimited)
+	for event, n := range map[string]uint64{"inserted": r.Flows.Inserted, "expired": r.Flows.Expired, "evicted": r.Flows.Evicted, "full": r.Flows.Full} {
+		counter(flowEndsDesc, n, event)
+	}
+	collectFlows(gauge, &r.Flows)
 	gauge(queuedDesc, float64(r.Engine.Ledger.Queued))
 	gauge(tablesDesc, float64(r.Engine.Generation))
 	collectPeers(gauge, r)
@@ -144,12 +157,30 @@ func collectPort(counter func(*prometheus.Desc, uint64, ...string), name string,
 	counter(bytesDesc, p.BytesOut, name, "out")
 }
 
+func collectFlows(gauge func(*prometheus.Desc, float64, ...string), t *tableReport) {
+	gauge(flowsDesc, float64(t.Flows4), "ipv4")
+	gauge(flowsDesc, float64(t.Flows6), "ipv6")
+	gauge(flowRoomDesc, float64(t.Capacity4), "ipv4")
+	gauge(flowRoomDesc, float64(t.Capacity6), "ipv6")
+}
+
+func collectPaths(gauge func(*prometheus.Desc, float64, ...string), p *peerReport) {
+	for _, path := range p.Paths {
+		gauge(pathMTUDesc, float64(path.MTU), p.Name, path.To)
+		gauge(pathLossDesc, path.Loss, p.Name, path.To)
+		if path.RTTMillis != nil {
+			gauge(pathRTTDesc, *path.RTTMillis/1000, p.Name, path.To)
+		}
+	}
+}
+
 func collectPeers(gauge func(*prometheus.Desc, float64, ...string), r *statusReport) {
 	states, routable := map[[2]string]float64{}, 0.0
 	for _, p := range r.Peers {
 		states[[2]string{p.Source, p.State}]++
 		if p.Routable {
 			routable++
+			collectPaths(gauge, &p)
 		}
 	}
 	for k, n := range states {

@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -49,6 +51,7 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s: %d %q", path, code, body)
 		}
 	}
+	before := status(t, l, 1)
 	_, text := fetch(t, n, "/metrics")
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil {
@@ -59,11 +62,17 @@ func TestMetrics(t *testing.T) {
 	}
 	r := status(t, l, 1)
 	for v := packet.None + 1; v < packet.NumVerdicts; v++ {
-		if line := fmt.Sprintf("tulle_packets_total{verdict=%q} %d\n", v, r.Verdicts[v.String()]); !strings.Contains(text, line) {
-			t.Errorf("no line %q", line)
+		value := regexp.MustCompile(fmt.Sprintf(`(?m)^tulle_packets_total\{verdict=%q\} (\d+)$`, v)).FindStringSubmatch(text)
+		if value == nil {
+			t.Errorf("no value for the verdict %s", v)
+			continue
+		}
+		if n, _ := strconv.ParseUint(value[1], 10, 64); n < before.Verdicts[v.String()] || n > r.Verdicts[v.String()] {
+			t.Errorf("%s packets %s, the status said %d before and %d after", value[1], v, before.Verdicts[v.String()], r.Verdicts[v.String()])
 		}
 	}
-	for _, want := range []string{"tulle_ready 1\n", "tulle_routable_peers 1\n", `tulle_subnet_info{network="10.244.0.0/16",subnet="` + n.Subnet.String() + `"} 1`, "tulle_tap_reopened_total 0\n"} {
+	for _, want := range []string{"tulle_ready 1\n", "tulle_routable_peers 1\n", `tulle_subnet_info{network="10.244.0.0/16",subnet="` + n.Subnet.String() + `"} 1`, "tulle_tap_reopened_total 0\n",
+		`tulle_flows{family="ipv4"}`, `tulle_path_mtu_bytes{peer="n2",to="192.168.77.2"} 1450`} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no line %q", want)
 		}

@@ -26,6 +26,7 @@ type statusReport struct {
 	Underlay      underlayReport    `json:"underlay"`
 	Peers         []peerReport      `json:"peers"`
 	Engine        engineReport      `json:"engine"`
+	Flows         tableReport       `json:"flows"`
 	Verdicts      map[string]uint64 `json:"verdicts"` // every verdict, in wire segments
 	// Repairs counts what somebody else changed in the kernel and the reconciler mended, by kind.
 	Repairs map[control.Change]uint64 `json:"repairs"`
@@ -79,6 +80,8 @@ type engineReport struct {
 	Ports      []portReport     `json:"ports"`
 	Ledger     dataplane.Ledger `json:"ledger"`
 	Balanced   bool             `json:"balanced"` // no packet missing, none counted twice
+	// ICMPLimited counts the ICMP errors that were not sent because there were too many.
+	ICMPLimited uint64 `json:"icmpLimited"`
 }
 
 type portReport struct {
@@ -101,6 +104,7 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 		TAP:           tapReport{Name: device.Name, Queues: len(device.Queues), Offloads: device.Offloads.Names(), Reopened: reopened},
 		Peers:         d.network.peers(),
 		Engine:        d.engineReport(&total),
+		Flows:         d.forwarder.tableReport(),
 		Verdicts:      map[string]uint64{},
 		Repairs:       d.reconciler.Repairs(),
 		Refused:       map[string]uint64{},
@@ -148,7 +152,7 @@ func (d *daemon) nodeReport(s control.State) nodeReport {
 }
 
 func (d *daemon) engineReport(total *dataplane.Counters) engineReport {
-	r := engineReport{Workers: d.config.workers, Ledger: total.Ledger()}
+	r := engineReport{Workers: d.config.workers, Ledger: total.Ledger(), ICMPLimited: total.ICMPLimited}
 	if set := d.forwarder.tables(); set != nil {
 		r.Generation = set.Generation
 	}

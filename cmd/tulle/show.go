@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -69,7 +70,7 @@ func writePeers(out io.Writer, r *peersReport) error {
 }
 
 func writePeerTable(w io.Writer, peers []peerReport) {
-	fmt.Fprint(w, "PEER\tSTATE\tPUBLIC IP\tSUBNET\tBACKEND\tSOURCE\tLAST SEEN\tREASON\n")
+	fmt.Fprint(w, "PEER\tSTATE\tPUBLIC IP\tSUBNET\tBACKEND\tSOURCE\tLAST SEEN\tMTU\tRTT\tLOSS\tREASON\n")
 	for _, p := range peers {
 		seen := "-"
 		if p.LastSeenSeconds != nil {
@@ -79,8 +80,28 @@ func writePeerTable(w io.Writer, peers []peerReport) {
 		if !p.Routable {
 			state += ", no route"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, state, both(p.PublicIP, p.PublicIPv6), cmp.Or(both(p.Subnet, p.IPv6Subnet), "-"), p.Backend, p.Source, seen, p.Reason)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, state, both(p.PublicIP, p.PublicIPv6),
+			cmp.Or(both(p.Subnet, p.IPv6Subnet), "-"), p.Backend, p.Source, seen, pathColumns(p.Paths), p.Reason)
 	}
+}
+
+// pathColumns are the measured MTU, RTT and loss of a peer's paths, a value for each address family.
+func pathColumns(paths []pathReport) string {
+	var mtu, rtt, loss []string
+	for _, p := range paths {
+		mtu = append(mtu, strconv.Itoa(p.MTU))
+		loss = append(loss, fmt.Sprintf("%.0f%%", 100*p.Loss))
+		if p.RTTMillis == nil {
+			rtt = append(rtt, "no answer")
+			continue
+		}
+		rtt = append(rtt, fmt.Sprintf("%.2fms", *p.RTTMillis))
+	}
+	var columns []string
+	for _, values := range [][]string{mtu, rtt, loss} {
+		columns = append(columns, cmp.Or(strings.Join(values, ","), "-"))
+	}
+	return strings.Join(columns, "\t")
 }
 
 func writeStatus(out io.Writer, r *statusReport) error {
@@ -107,6 +128,9 @@ func writeStatus(out io.Writer, r *statusReport) error {
 	l := r.Engine.Ledger
 	fmt.Fprintf(w, "ledger\tin %d + generated %d = out %d + consumed %d + dropped %d + queued %d: %s\n",
 		l.In, l.Generated, l.Out, l.Consumed, l.Dropped, l.Queued, map[bool]string{true: "balanced", false: "NOT BALANCED"}[r.Engine.Balanced])
+	f := r.Flows
+	fmt.Fprintf(w, "flows\t%d of %d, IPv6 %d of %d: %d begun, %d expired, %d evicted, %d found no room\n",
+		f.Flows4, f.Capacity4, f.Flows6, f.Capacity6, f.Inserted, f.Expired, f.Evicted, f.Full)
 	if r.NotReady != "" {
 		fmt.Fprintf(w, "not ready\t%s\n", r.NotReady)
 	}
