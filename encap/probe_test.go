@@ -123,37 +123,59 @@ func openProbe(t *testing.T, local netip.Addr) *Probe {
 	return p
 }
 
+func openProbeFixed(t *testing.T, local netip.AddrPort) *Probe {
+	t.Helper()
+	p, err := OpenProbeFixed(local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return p
+}
+
 // A probe is one packet with DF set, or it is none: up to the device's MTU it leaves, although the kernel takes the
 // path for a narrower one, and beyond it does not.
 func TestProbeSize(t *testing.T) {
 	for name, r := range roads {
 		t.Run(name, func(t *testing.T) {
 			fd := r.build(t)
-			p := openProbe(t, r.local.Addr())
-			for _, to := range []netip.AddrPort{r.near, r.far} {
-				for _, size := range []int{100, 1300, 1301, 1500} {
-					_, f := r.ofSize(t, size, to)
-					if err := p.Send(f); err != nil || f.Sent != 1 || f.Refused != 0 || f.SentBytes != f.Len() {
-						t.Fatalf("%d bytes to %v: %v, %d sent, %d refused, %d bytes", size, to, err, f.Sent, f.Refused, f.SentBytes)
-					}
-					checkProbe(t, r.captured(t, fd), f, size)
-				}
-				for _, size := range []int{1501, 9000} {
-					_, f := r.ofSize(t, size, to)
-					if err := p.Send(f); !errors.Is(err, ErrTooBig) || f.Sent != 0 || f.Refused != 1 || f.SentBytes != 0 {
-						t.Errorf("%d bytes to %v: %v, %d sent, %d refused", size, to, err, f.Sent, f.Refused)
-					}
-					if all := r.captured(t, fd); len(all) != 0 {
-						t.Errorf("%d bytes to %v: %d packets leave", size, to, len(all))
-					}
-				}
+			r.probeSizes(t, fd, openProbe(t, r.local.Addr()), 0)
+			if r.family == &inet4 {
+				r.probeSizes(t, fd, openProbeFixed(t, netip.AddrPortFrom(r.local.Addr(), 8472)), 8472)
 			}
 		})
 	}
 }
 
+// probeSizes sends probes of sizes around the MTUs. fixed is their source port, 0 if it may be any but the tunnel's.
+func (r road) probeSizes(t *testing.T, fd int, p *Probe, fixed layers.UDPPort) {
+	t.Helper()
+	for _, to := range []netip.AddrPort{r.near, r.far} {
+		for _, size := range []int{100, 1300, 1301, 1500} {
+			_, f := r.ofSize(t, size, to)
+			if err := p.Send(f); err != nil || f.Sent != 1 || f.Refused != 0 || f.SentBytes != f.Len() {
+				t.Fatalf("%d bytes to %v: %v, %d sent, %d refused, %d bytes", size, to, err, f.Sent, f.Refused, f.SentBytes)
+			}
+			checkProbe(t, r.captured(t, fd), f, size, fixed)
+		}
+		for _, size := range []int{1501, 9000} {
+			_, f := r.ofSize(t, size, to)
+			if err := p.Send(f); !errors.Is(err, ErrTooBig) || f.Sent != 0 || f.Refused != 1 || f.SentBytes != 0 {
+				t.Errorf("%d bytes to %v: %v, %d sent, %d refused", size, to, err, f.Sent, f.Refused)
+			}
+			if all := r.captured(t, fd); len(all) != 0 {
+				t.Errorf("%d bytes to %v: %d packets leave", size, to, len(all))
+			}
+		}
+	}
+}
+
 // checkProbe: the packet carries the frame and is the only one.
-func checkProbe(t *testing.T, all []gopacket.Packet, f *packet.Frame, size int) {
+func checkProbe(t *testing.T, all []gopacket.Packet, f *packet.Frame, size int, fixed layers.UDPPort) {
 	t.Helper()
 	if len(all) != 1 {
 		t.Fatalf("%d bytes: %d packets", size, len(all))
@@ -162,8 +184,14 @@ func checkProbe(t *testing.T, all []gopacket.Packet, f *packet.Frame, size int) 
 	if mayFragment(all[0]) || udp == nil || !bytes.Equal(udp.Payload, f.Bytes()) || len(all[0].Data()) != size+14 {
 		t.Fatalf("%d bytes: %v", size, all[0])
 	}
-	if udp.DstPort != 8472 || udp.SrcPort == 8472 {
+	if udp.DstPort != 8472 || (udp.SrcPort == 8472) != (fixed == 8472) {
 		t.Errorf("ports %d to %d", udp.SrcPort, udp.DstPort)
+	}
+	if ip, ok := all[0].NetworkLayer().(*layers.IPv4); ok && fixed != 0 {
+		sum := packet.Sum(0).Add(ip.SrcIP).Add(ip.DstIP).AddUint16(packet.ProtoUDP).AddUint16(udp.Length).Add(ip.Payload)
+		if sum.Fold() != 0xffff || packet.Sum(0).Add(ip.Contents).Fold() != 0xffff || ip.TTL != 64 {
+			t.Errorf("%d bytes: a checksum is wrong, or the TTL %d", size, ip.TTL)
+		}
 	}
 }
 

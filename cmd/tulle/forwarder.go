@@ -77,7 +77,7 @@ func openForwarder(c *daemonConfig) (*forwarder, error) {
 // openUnderlays opens the sockets of each family that the node has.
 func (f *forwarder) openUnderlays() (err error) {
 	c := f.config
-	var locals []netip.Addr
+	var locals []netip.AddrPort
 	for _, family := range []struct {
 		local netip.Addr
 		to    *[]*encap.Underlay
@@ -85,15 +85,16 @@ func (f *forwarder) openUnderlays() (err error) {
 		if !family.local.IsValid() {
 			continue
 		}
-		locals = append(locals, family.local)
+		local := netip.AddrPortFrom(family.local, c.port)
+		locals = append(locals, local)
 		*family.to, err = encap.Open(encap.Config{
-			Local: netip.AddrPortFrom(family.local, c.port), Framing: c.codec, Workers: c.workers, FixedSource: c.plainUDP(),
+			Local: local, Framing: c.codec, Workers: c.workers, FixedSource: c.plainUDP(),
 		})
 		if err != nil {
 			return err
 		}
 	}
-	f.prober, err = newProber(c.codec, f.now, locals...)
+	f.prober, err = newProber(c.codec, f.now, c.plainUDP(), locals...)
 	return err
 }
 

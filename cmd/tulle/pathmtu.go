@@ -51,15 +51,20 @@ type path struct {
 	mtu    int // as told last
 }
 
-func newProber(codec dataplane.Codec, now func() time.Duration, locals ...netip.Addr) (*prober, error) {
+// newProber returns a prober for the peers in the families of locals. fixedSource lets probes leave from the locals' ports.
+func newProber(codec dataplane.Codec, now func() time.Duration, fixedSource bool, locals ...netip.AddrPort) (*prober, error) {
 	p := &prober{codec: codec, sockets: map[bool]*encap.Probe{}, now: now, id: uint16(rand.Uint32()), wake: make(chan struct{}, 1),
 		paths: map[netip.Addr]*path{}, batch: packet.NewBatch(0)}
 	for _, local := range locals {
-		socket, err := encap.OpenProbe(local)
+		open := func() (*encap.Probe, error) { return encap.OpenProbe(local.Addr()) }
+		if fixedSource {
+			open = func() (*encap.Probe, error) { return encap.OpenProbeFixed(local) }
+		}
+		socket, err := open()
 		if err != nil {
 			return nil, errors.Join(err, p.close())
 		}
-		p.sockets[local.Is6()] = socket
+		p.sockets[local.Addr().Is6()] = socket
 	}
 	return p, nil
 }
