@@ -78,11 +78,11 @@ func checkNode(t testing.TB, l *lab.Lab, n lab.Node) {
 	t.Helper()
 	var r *statusReport
 	var link netlink.LinkStatistics
-	for range 50 { // until what was under way has arrived
+	for range 250 { // until what was under way has arrived, and fragments that wait for their first have given up
 		link = tapStatistics(t, n)
 		r = status(t, l, n.Number)
 		tap := r.Engine.Ports[0]
-		if tap.FramesIn == link.TxPackets && tap.FramesOut == link.RxPackets {
+		if tap.FramesIn == link.TxPackets && tap.FramesOut == link.RxPackets && r.Engine.Ledger.Queued == 0 {
 			break
 		}
 		time.Sleep(20 * time.Millisecond)
