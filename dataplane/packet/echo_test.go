@@ -140,8 +140,40 @@ func TestEchoRequest(t *testing.T) {
 			}
 		}
 	}
-	if _, ok := packet.EchoRequest(packet.NewBatch(0), engine4, engine6, 1, 1, 100); ok {
-		t.Error("a request to the other family")
+	for _, to := range [][2]netip.Addr{{engine4, engine6}, {engine4, {}}, {{}, {}}} {
+		if _, ok := packet.EchoRequest(packet.NewBatch(0), to[0], to[1], 1, 1, 100); ok {
+			t.Errorf("a request from %v to %v", to[0], to[1])
+		}
+	}
+}
+
+// What the engine makes lies apart in the batch.
+func TestMadeFramesKeepApart(t *testing.T) {
+	out := dirty()
+	for i := range 10 {
+		f, ok := packet.EchoRequest(out, engine4, netip.MustParseAddr("10.0.0.1"), 1, uint16(i), 1400)
+		offending := parsed(t, packet.NewBatch(0), plainTCP(f.Bytes()).bytes(t))
+		if _, made := packet.ICMPError(out, offending, engine4, packet.NoRoute, 0); !ok || !made {
+			t.Fatal("the batch is full")
+		}
+	}
+	for i, f := range out.Frames {
+		if err := verifies(f.Bytes()[14:]); err != nil || f.Bytes()[14+20] != [2]byte{8, 3}[i%2] {
+			t.Errorf("frame %d: %v: %x", i, err, f.Bytes())
+		}
+		f.AnswerEcho()
+		if _, seq, _ := f.EchoReply(); i%2 == 0 && int(seq) != i/2 {
+			t.Errorf("frame %d: number %d", i, seq)
+		}
+	}
+}
+
+// A checksum that is left to a device says nothing of the message.
+func TestEchoPartialChecksum(t *testing.T) {
+	f := load(packet.NewBatch(0), icmpBytes(t, plainTCP(nil), nil))
+	f.VNet = packet.VNet{Flags: packet.VNetNeedsCsum, CsumStart: 34, CsumOffset: 2}
+	if v := f.Parse(); v != packet.None || f.AnswerEcho() {
+		t.Errorf("%v, or answered", v)
 	}
 }
 
