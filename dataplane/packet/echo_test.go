@@ -135,6 +135,7 @@ func TestEchoRequest(t *testing.T) {
 			}
 		}
 		for _, size := range []int{-1, 0, least - 1, 65536} {
+			out.Reset()
 			if _, ok := packet.EchoRequest(out, pair[0], pair[1], 1, 1, size); ok {
 				t.Errorf("a request of %d bytes", size)
 			}

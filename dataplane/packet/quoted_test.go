@@ -48,6 +48,7 @@ func TestQuotedTypes(t *testing.T) {
 		}
 	}
 	for name, data := range map[string][]byte{
+		"version 6 in ICMP": quoting(t, false, 3, append([]byte{0x65}, quote4[1:]...)), "version 4 in ICMPv6": quoting(t, true, 1, append([]byte{0x40}, quote6[1:]...)),
 		"IPv6 in ICMP": quoting(t, false, 3, quote6), "IPv4 in ICMPv6": quoting(t, true, 1, quote4), "TCP": plainTCP(quote4).bytes(t),
 		"first fragment": stack{ip: plainTCP(nil).ip}.overIPv6(fragmentHeader(0, 1)).withICMP(t, quote6),
 	} {
