@@ -64,13 +64,14 @@ func fakeNode(runDir string, flags map[string]string) int {
 		signal.Ignore(syscall.SIGTERM)
 	}
 	self, _ := identify(os.Getpid())
-	d := fakeDaemon{Process: self, Subnet: flags["--subnet"], Args: os.Args}
+	d := fakeDaemon{Process: self, Args: os.Args}
+	d.Subnet, d.Subnet6, _ = strings.Cut(flags["--subnet"], ",")
 	if d.Subnet == "" && !has("mute") {
 		d.Subnet = fakeClaim(flags["--name"], has("fickle"))
 	}
 	var conf netConf
 	text, _ := os.ReadFile(flags["--config"])
-	if json.Unmarshal(text, &conf); conf.EnableIPv6 {
+	if json.Unmarshal(text, &conf); conf.EnableIPv6 && d.Subnet6 == "" {
 		d.Subnet6 = fakeSubnet6(d.Subnet)
 	}
 	if err := writeJSON(filepath.Join(runDir, "alive"), d); err != nil {

@@ -161,7 +161,9 @@ func testDualDaemons(t *testing.T, store string) {
 			t.Errorf("got %+v", n)
 		}
 		line := strings.Join(n.Args, " ")
-		if !n.Kernel && (!strings.Contains(line, "--iface eth0") || strings.Contains(line, "--public-ip")) {
+		public := fmt.Sprintf("--public-ip %s --public-ipv6 %s", n.PublicIP, n.PublicIPv6)
+		given := fmt.Sprintf("--subnet %s,%s", n.Subnet, n.IPv6Subnet)
+		if !n.Kernel && (!strings.Contains(line, public) || strings.Contains(line, given) != (store == StoreFile)) {
 			t.Errorf("node %d: %s", n.Number, line)
 		}
 	}
