@@ -160,12 +160,6 @@ func openConfig(t testing.TB, c Config) []*Underlay {
 	return all
 }
 
-// pair is two underlays on loopback addresses and the address of the second.
-func pair(t testing.TB) (a, b *Underlay, to netip.AddrPort) {
-	t.Helper()
-	return loopback4.pair(t)
-}
-
 // A loopback is where two underlays can meet.
 type loopback struct{ a, b netip.Addr }
 

@@ -20,12 +20,12 @@ var (
 
 // icmpKinds are type and code in ICMP and ICMPv6, from the tables of RFC 792, RFC 1812 and RFC 4443.
 var icmpKinds = map[packet.ICMPKind][2]uint16{
-	packet.NoRoute:            {3<<8 | 0, 1<<8 | 0},
-	packet.AddressUnreachable: {3<<8 | 1, 1<<8 | 3},
-	packet.PortUnreachable:    {3<<8 | 3, 1<<8 | 4},
-	packet.AdminProhibited:    {3<<8 | 13, 1<<8 | 1},
-	packet.HopLimitExceeded:   {11<<8 | 0, 3<<8 | 0},
-	packet.TooBig:             {3<<8 | 4, 2<<8 | 0},
+	packet.NoRoute:            {0x0300, 0x0100},
+	packet.AddressUnreachable: {0x0301, 0x0103},
+	packet.PortUnreachable:    {0x0303, 0x0104},
+	packet.AdminProhibited:    {0x030d, 0x0101},
+	packet.HopLimitExceeded:   {0x0b00, 0x0300},
+	packet.TooBig:             {0x0304, 0x0200},
 }
 
 // engineOf is the engine's address in the frame's family.
