@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
 	"github.com/tulle-net/tulle/dataplane/conntrack"
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
@@ -131,5 +134,49 @@ func TestUncutTCP(t *testing.T) {
 	in := r.tap().taken()
 	if len(in) != 1 || int(in[0].vnet.GSOSize) != testMTU-40 {
 		t.Errorf("delivered %d frames with segments of %d bytes, want one of %d", len(in), in[0].vnet.GSOSize, testMTU-40)
+	}
+}
+
+// TestOuterTOS demands the inner ECN field outside, and the DSCP only when it is asked for.
+func TestOuterTOS(t *testing.T) {
+	const ef, ect0 = 46 << 2, packet.ECNECT0
+	for _, copyDSCP := range []bool{false, true} {
+		r := newRig(t, func(c *Config) { c.CopyDSCP = copyDSCP })
+		v4, v6 := udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 64), udpFrame(t, macA, gateA, podA6, podB6, 64)
+		v4[15] = ef | ect0
+		fixIPChecksum(v4)
+		v6[14], v6[15] = 0x60|(ef|ect0)>>4, (ef|ect0)<<4&0xff
+		r.send(TAP, memFrame{data: v4}, memFrame{data: v6})
+		want := uint8(ect0)
+		if copyDSCP {
+			want |= ef
+		}
+		for _, out := range [][]memFrame{r.underlay().taken(), r.underlay6().taken()} {
+			if len(out) != 1 || out[0].tos != want {
+				t.Errorf("copy DSCP %t: outer TOS %v, want %#x", copyDSCP, out, want)
+			}
+		}
+	}
+}
+
+// TestOptionsUntouched demands that a TCP handshake passes the engine byte for byte, MSS and all, whatever the path's MTU.
+func TestOptionsUntouched(t *testing.T) {
+	for _, to := range []string{"10.0.2.9", "10.0.3.9", podB6, "fd00:3::9"} {
+		from, side := "10.0.1.9", Underlay
+		if addr(to).Is6() {
+			from, side = podA6, Underlay6
+		}
+		eth, ip := ipLayers(macA, gateA, from, to, layers.IPProtocolTCP)
+		tcp := &layers.TCP{SrcPort: 4000, DstPort: 5000, SYN: true, Window: 1000, Options: []layers.TCPOption{
+			{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{8960 >> 8, 8960 & 0xff}},
+			{OptionType: layers.TCPOptionKindWindowScale, OptionLength: 3, OptionData: []byte{7}},
+		}}
+		tcp.SetNetworkLayerForChecksum(ip.(gopacket.NetworkLayer))
+		syn := build(t, eth, ip, tcp)
+		r := newRig(t)
+		r.send(TAP, memFrame{data: syn})
+		if out := r.ports[side].taken(); len(out) != 1 || !bytes.Equal(out[0].data[vip:], syn[14:]) {
+			t.Errorf("to %s: sent %+v, want %x", to, out, syn[14:])
+		}
 	}
 }
