@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/dataplane/conntrack"
+	"github.com/tulle-net/tulle/dataplane/packet"
 	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
@@ -27,6 +28,9 @@ type Config struct {
 	// Probe is told of each answer to an echo request of this node's: the peer's outer address, and the request's identifier,
 	// sequence number and size as IP packet. It is called by all workers and must not block; nil for none.
 	Probe func(peer netip.Addr, id, seq uint16, size int)
+
+	// Join says which super-packets the TAPs take that the engine may make of segments from an underlay.
+	Join packet.Joining
 
 	// DecrementTTL makes the tunnel a hop on each side, as flannel's udp backend is.
 	DecrementTTL bool

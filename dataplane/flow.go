@@ -61,7 +61,7 @@ func (w *worker) describe(f *packet.Frame) {
 		p.TCP = conntrack.Segment{
 			Seq: binary.BigEndian.Uint32(tcp[4:]), Ack: binary.BigEndian.Uint32(tcp[8:]),
 			Window: binary.BigEndian.Uint16(tcp[14:]), Flags: tcp[13],
-			Len: len(tcp) - header, Options: tcp[20:header],
+			Len: len(tcp) - header + f.MoreLen(), Options: tcp[20:header],
 		}
 	}
 }

@@ -114,7 +114,7 @@ func (p *memPort) Write(b *packet.Batch) error {
 // write takes a frame as it is, as a TAP does. What an underlay does to super-packets is encap's to test; here
 // they stay whole and count as what they stand for.
 func (p *memPort) write(f *packet.Frame) {
-	length := len(f.DetachedLink()) + f.Len()
+	length := len(f.DetachedLink()) + f.Len() + f.MoreLen()
 	f.Sent, f.SentBytes = f.Segments, length
 	p.counted.FramesOut++
 	p.counted.SegmentsOut += uint64(f.Segments)
@@ -122,8 +122,7 @@ func (p *memPort) write(f *packet.Frame) {
 	if p.discard {
 		return
 	}
-	data := append(append([]byte(nil), f.DetachedLink()...), f.Bytes()...)
-	p.out = append(p.out, memFrame{data: data, vnet: f.VNet, remote: f.Remote, tos: f.OuterTOS})
+	p.out = append(p.out, memFrame{data: f.AppendTo(nil), vnet: f.VNet, remote: f.Remote, tos: f.OuterTOS})
 }
 
 // taken returns what was written since the last call.

@@ -118,8 +118,8 @@ func (w *worker) inbound(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if v := f.DecapECN(f.OuterTOS); v != packet.None {
 		return v
 	}
-	w.seePeer(AtDecap, f, peer)
 	if f.Fragment {
+		w.seePeer(AtDecap, f, peer)
 		return w.follow(w.inFragments, set, f, (*worker).forwardIn)
 	}
 	if v := f.AdoptOffload(set.Node.Limit(f.Src), set.Node.MTU, f.SegmentHint); v != packet.None {
@@ -128,6 +128,8 @@ func (w *worker) inbound(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if v := f.CheckL4(); v != packet.None {
 		return v
 	}
+	w.join(f)
+	w.seePeer(AtDecap, f, peer)
 	return w.forwardIn(set, f)
 }
 

@@ -33,6 +33,8 @@ type worker struct {
 	made   *packet.Batch // packets of the engine's own, of this turn
 	tx     [numSides]packet.Batch
 	now    time.Duration    // of this turn
+	from   Side             // of this turn
+	at     int              // index in rx of the frame at hand
 	flow   conntrack.Packet // of the frame at hand
 	limits icmpLimiter
 	// Fragments, by where they come from: the TAP or an underlay.
@@ -165,13 +167,15 @@ func (w *worker) turn(side Side) (int, error) {
 	w.rx.Reset()
 	w.made.Reset()
 	w.begin()
+	w.from = side
 	n, err := w.ports[side].Read(w.rx)
 	if err != nil {
 		return n, err
 	}
 	set := w.engine.tables.Load()
 	in := &w.count.Ports[side]
-	for _, f := range w.rx.Frames {
+	for w.at = 0; w.at < len(w.rx.Frames); w.at++ {
+		f := w.rx.Frames[w.at]
 		in.FramesIn++
 		in.BytesIn += uint64(f.Len())
 		w.meet(side, f, false)
@@ -185,6 +189,19 @@ func (w *worker) turn(side Side) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// join makes a super-packet of the frame at hand and those behind it that belong to it. What is decided of it is decided of
+// them.
+func (w *worker) join(f *packet.Frame) {
+	next := w.rx.Frames[w.at+1:]
+	joined := w.rx.Join(f, next, w.engine.Join)
+	in := &w.count.Ports[w.from]
+	for _, g := range next[:joined] {
+		in.FramesIn++
+		in.BytesIn += uint64(g.Len())
+	}
+	w.at += joined
 }
 
 func (w *worker) decide(side Side, set *tables.Set, f *packet.Frame) packet.Verdict {

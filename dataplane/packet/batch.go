@@ -12,6 +12,8 @@ type Batch struct {
 	used  int      // bytes of the arena handed out since Reset
 	store []*Frame // frames to hand out; grows to the largest batch seen
 	taken int      // frames handed out since Reset
+
+	pieces [][]byte // what the frames' More refer to
 }
 
 // frameChunk is the number of frames by which a Batch's store grows.
@@ -33,6 +35,7 @@ func SlotSize(n int) int { return (Headroom + n + slotAlign - 1) &^ (slotAlign -
 func (b *Batch) Reset() {
 	b.Frames = b.Frames[:0]
 	b.used, b.taken = 0, 0
+	b.pieces = b.pieces[:0]
 }
 
 // Add appends a frame that belongs to another batch.
@@ -60,7 +63,7 @@ func (b *Batch) Append(slot []byte, start, end int) *Frame {
 	}
 	f := b.store[b.taken]
 	b.taken++
-	*f = Frame{buf: slot, start: start, end: end, Segments: 1}
+	*f = Frame{buf: slot, start: start, end: end, origin: start, Segments: 1}
 	b.Frames = append(b.Frames, f)
 	return f
 }

@@ -49,6 +49,10 @@ const (
 type Frame struct {
 	buf        []byte // the slot that the frame lies in
 	start, end int    // the frame is buf[start:end]
+	origin     int    // where it began as it was read: the encapsulation, until that was stripped
+
+	// More are the payloads of the segments that Join added, in order; they lie in other frames' slots.
+	More [][]byte
 
 	// Offsets into the slot, kept across Prepend. Valid iff Parse returned None, L4 and Payload
 	// for IP: Payload is behind a whole TCP or UDP header, else L4.

@@ -21,7 +21,7 @@ var ErrGone = errors.New("the device was removed")
 type Queue struct {
 	fd    int
 	vnet  [packet.VNetLen]byte
-	iovec [3]unix.Iovec
+	iovec [3 + packet.MaxJoined]unix.Iovec
 }
 
 // FD returns the descriptor, for polling.
@@ -74,6 +74,10 @@ func (q *Queue) gather(f *packet.Frame) (iovecs []unix.Iovec, length int) {
 			iovecs = append(iovecs, unix.Iovec{Base: &part[0], Len: uint64(len(part))})
 			length += len(part)
 		}
+	}
+	for _, part := range f.More {
+		iovecs = append(iovecs, unix.Iovec{Base: &part[0], Len: uint64(len(part))})
+		length += len(part)
 	}
 	return iovecs, length
 }

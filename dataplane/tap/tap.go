@@ -32,6 +32,9 @@ var offloadNames = []struct {
 	{unix.TUN_F_USO6, "uso6"},
 }
 
+// USO is UDP segmentation. A kernel that has it takes super-packets of UDP too (Linux 6.2).
+const USO Offloads = unix.TUN_F_USO4 | unix.TUN_F_USO6
+
 // Names returns the offloads' names.
 func (o Offloads) Names() []string {
 	names := []string{}
