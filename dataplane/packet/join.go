@@ -47,7 +47,7 @@ func (b *Batch) Join(f *Frame, next []*Frame, allowed Joining) int {
 
 // mayLead reports whether a super-packet can begin with the frame. A segment with PSH ends one.
 func (f *Frame) mayLead(allowed Joining) bool {
-	if f.Fragment || f.Payload >= f.end || f.Segments != 1 || f.VNet != (VNet{}) || f.SegmentHint != 0 || f.L4 != f.L3+ipHeaderLen(f.isIPv6()) {
+	if f.Payload >= f.end || f.Segments != 1 || f.VNet != (VNet{}) || f.SegmentHint != 0 || f.L4 != f.L3+ipHeaderLen(f.isIPv6()) {
 		return false
 	}
 	l4 := f.buf[f.L4:f.end]
