@@ -26,6 +26,10 @@ const (
 type Kernel struct {
 	TAP   string
 	State State // Peers do not matter
+	// L3 says that the device is a TUN: it has no MAC and no neighbours, and nothing is routed via an address on it.
+	L3 bool
+	// GSOMaxSegs bounds the segments of a super-packet that the kernel may hand to the device; 0 leaves the bound as it is.
+	GSOMaxSegs uint32
 }
 
 // A Change is one thing that Apply found different from what it has to be, and mended.
@@ -92,9 +96,10 @@ func (k Kernel) applyLink(link netlink.Link) (changed bool, err error) {
 		ok   bool
 		set  func() error
 	}{
-		{"MAC " + mac.String(), slices.Equal(have.HardwareAddr, mac), func() error { return netlink.LinkSetHardwareAddr(link, mac) }},
+		{"MAC " + mac.String(), k.L3 || slices.Equal(have.HardwareAddr, mac), func() error { return netlink.LinkSetHardwareAddr(link, mac) }},
 		{fmt.Sprintf("MTU %d", k.State.MTU), have.MTU == k.State.MTU, func() error { return netlink.LinkSetMTU(link, k.State.MTU) }},
 		{fmt.Sprintf("queue length %d", txQueueLen), have.TxQLen == txQueueLen, func() error { return netlink.LinkSetTxQLen(link, txQueueLen) }},
+		{fmt.Sprintf("gso_max_segs %d", k.GSOMaxSegs), k.GSOMaxSegs == 0 || have.GSOMaxSegs == k.GSOMaxSegs, func() error { return netlink.LinkSetGSOMaxSegs(link, int(k.GSOMaxSegs)) }},
 		{"up", have.Flags&net.FlagUp != 0, func() error { return netlink.LinkSetUp(link) }},
 	} {
 		if setting.ok {

@@ -123,7 +123,7 @@ func ownedRoutes() (routes []netlink.Route, err error) {
 func (k Kernel) routes(tapIndex int) (routes []netlink.Route) {
 	for _, f := range k.families() {
 		if f.subnet.IsValid() {
-			routes = append(routes, f.routes(tapIndex)...)
+			routes = append(routes, f.routes(tapIndex, k.L3)...)
 		}
 	}
 	return routes
@@ -132,16 +132,17 @@ func (k Kernel) routes(tapIndex int) (routes []netlink.Route) {
 // defaultMetric6 is the metric that the kernel gives to an IPv6 route without one (IP6_RT_PRIO_USER).
 const defaultMetric6 = 1024
 
-func (f kernelFamily) routes(tapIndex int) []netlink.Route {
+func (f kernelFamily) routes(tapIndex int, l3 bool) []netlink.Route {
 	engine := EngineAddr(f.subnet)
 	network := netlink.Route{
 		Dst:       ipNet(f.network),
 		Type:      unix.RTN_UNICAST,
 		LinkIndex: tapIndex,
-		Gw:        engine.AsSlice(),
 		Src:       TunnelAddr(f.subnet).AsSlice(),
-		Flags:     int(netlink.FLAG_ONLINK),
 		Protocol:  routeProtocol,
+	}
+	if !l3 {
+		network.Gw, network.Flags = engine.AsSlice(), int(netlink.FLAG_ONLINK)
 	}
 	absent := netlink.Route{
 		Dst:      ipNet(f.subnet),
@@ -153,6 +154,9 @@ func (f kernelFamily) routes(tapIndex int) []netlink.Route {
 		return []netlink.Route{network, absent}
 	}
 	network.Priority = defaultMetric6
+	if l3 {
+		return []netlink.Route{network, absent}
+	}
 	// Without it the kernel takes no gateway that is inside the prefix of another link, such as the pods' bridge, "onlink" or
 	// not (Linux 6.18, ip6_route_check_nh_onlink).
 	gateway := netlink.Route{Dst: ipNet(hostPrefix(engine)), Type: unix.RTN_UNICAST, LinkIndex: tapIndex, Priority: defaultMetric6, Protocol: routeProtocol}
@@ -191,7 +195,7 @@ func (k Kernel) unhideTunnelAddr() (changed bool, err error) {
 // the TAP has none of: it would bring router solicitations and multicast reports into the network. In IPv4 it asks by ARP.
 func (k Kernel) applyNeighbour(link netlink.Link) (changed bool, err error) {
 	subnet := k.State.Self.IPv6Subnet
-	if !k.State.IPv6Network.IsValid() {
+	if k.L3 || !k.State.IPv6Network.IsValid() {
 		return false, nil
 	}
 	all, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V6)

@@ -12,6 +12,7 @@ import (
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/control/netconf"
+	"github.com/tulle-net/tulle/dataplane/tap"
 )
 
 // tapName is the node's TAP. There is one daemon in a network namespace.
@@ -31,6 +32,7 @@ type daemonConfig struct {
 	runDir      string
 	subnetFile  string
 	metricsAddr string
+	device      tap.Kind
 	workers     int
 	keep        bool
 	copyDSCP    bool
@@ -83,13 +85,22 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 	return d.serve(ctx)
 }
 
+// kernel is the node's kernel side in a state.
+func (c *daemonConfig) kernel(s control.State) control.Kernel {
+	k := control.Kernel{TAP: tapName, State: s, L3: c.device.L3()}
+	if k.L3 {
+		k.GSOMaxSegs = tap.MaxSegments
+	}
+	return k
+}
+
 // openStores wires the stores to tables and kernel state.
 func (d *daemon) openStores(peers []control.Node) error {
 	c := d.config
 	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu, Limits: c.limits}
 	idle := base
 	idle.Self.Subnet, idle.Self.IPv6Subnet = netip.Prefix{}, netip.Prefix{}
-	d.reconciler = control.NewReconciler(control.Kernel{TAP: tapName, State: idle}, d.reached)
+	d.reconciler = control.NewReconciler(c.kernel(idle), d.reached)
 	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, paths: d.forwarder.prober.reports, file: peers}
 	if c.gossip == nil {
 		d.network.setFile(peers, nil)
@@ -185,5 +196,5 @@ func (d *daemon) close() error {
 	if d.config.keep {
 		return err
 	}
-	return errors.Join(err, control.Kernel{TAP: tapName}.Remove())
+	return errors.Join(err, d.config.kernel(control.State{}).Remove())
 }

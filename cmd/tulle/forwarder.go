@@ -52,6 +52,7 @@ type forwarder struct {
 	engine   *dataplane.Engine
 	set      *tables.Set
 	past     dataplane.Counters // of engines that ended with their TAP
+	pastTAP  tap.Counts         // of these TAPs
 	reopened uint64
 }
 
@@ -64,7 +65,7 @@ func openForwarder(c *daemonConfig) (*forwarder, error) {
 		f.flows, err = conntrack.New(conntrack.Config{Flows4: flowsPerFamily, Flows6: flowsPerFamily})
 	}
 	if err == nil {
-		err = (control.Kernel{TAP: tapName}).CheckFree()
+		err = c.kernel(control.State{}).CheckFree()
 	}
 	if err == nil {
 		err = f.openTAP()
@@ -101,7 +102,7 @@ func (f *forwarder) openUnderlays() (err error) {
 
 // openTAP makes the TAP and an engine for it, with the tables that were published last.
 func (f *forwarder) openTAP() error {
-	device, err := tap.Open(tapName, f.config.workers)
+	device, err := f.config.device.Open(tapName, f.config.workers)
 	if err != nil {
 		return err
 	}
@@ -175,6 +176,7 @@ func (f *forwarder) retire() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.past = dataplane.Sum(append(all, f.past))
+	f.pastTAP = f.pastTAP.Add(f.tap.Counts())
 	f.reopened++
 	f.tap.Close() // the device is gone: closing may well fail
 	return nil
@@ -196,11 +198,15 @@ func (f *forwarder) tables() *tables.Set {
 	return f.set
 }
 
-// device returns the TAP and how often it had to be made again.
-func (f *forwarder) device() (*tap.Device, uint64) {
+// tapReport says what the node has towards the kernel.
+func (f *forwarder) tapReport() tapReport {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.tap, f.reopened
+	d, counts := f.tap, f.tap.Counts().Add(f.pastTAP)
+	return tapReport{
+		Name: d.Name, Device: d.Kind, Queues: len(d.Queues), Offloads: d.Offloads.Names(), Reopened: f.reopened, Cannot: d.Kind.Cannot(),
+		Read: counts.Read, Written: counts.Written, Lost: counts.Lost,
+	}
 }
 
 // counters returns everything counted since the start, at a batch boundary of each worker.
@@ -233,7 +239,10 @@ func (f *forwarder) tableReport() tableReport {
 func (f *forwarder) close(keep bool) error {
 	var errs []error
 	if f.tap != nil {
-		errs = append(errs, f.tap.SetPersistent(keep), f.tap.Close())
+		if !f.tap.Kind.SingleQueue() {
+			errs = append(errs, f.tap.SetPersistent(keep))
+		}
+		errs = append(errs, f.tap.Close())
 	}
 	for _, u := range f.allUnderlays() {
 		errs = append(errs, u.Close())

@@ -51,7 +51,7 @@ func (v *oneValue) check() error {
 func newLabUpCommand(dir *string) *cobra.Command {
 	var config lab.Config
 	var kernel []int
-	ones := []*oneValue{{name: "underlay", supported: "udp"}, {name: "device", supported: "tap"}}
+	ones := []*oneValue{{name: "underlay", supported: "udp"}}
 	c := &cobra.Command{
 		Use:   "up --nodes N --pods M",
 		Short: "build a lab and start its daemons",
@@ -76,6 +76,7 @@ func newLabUpCommand(dir *string) *cobra.Command {
 	f.StringVar(&config.Family, "family", lab.FamilyV4, "addresses of underlay and pods: v4, v6 or dual")
 	f.StringVar(&config.Backend, "backend", lab.BackendVXLAN, "how packets get from node to node: vxlan, or udp (flannel's)")
 	f.StringVar(&config.Store, "store", lab.StoreGossip, "where nodes learn of each other: gossip, or file (fixed subnets and one list of peers)")
+	f.StringVar(&config.Device, "device", lab.DeviceTAP, "what the daemons have towards their kernels: tap, tun or water")
 	f.BoolVar(&config.Routed, "routed", false, "put even nodes on an underlay segment of their own, behind a router")
 	f.IntSliceVar(&kernel, "kernel", nil,
 		"numbers of nodes without daemon: kernel VXLAN devices, set up as flannel's, or with --backend udp a flannelpeer")

@@ -86,6 +86,7 @@ var (
 	tablesDesc    = desc("tables_generation", "Generation of the published tables; 0 when nothing is forwarded.")
 	repairsDesc   = desc("reconciler_repairs_total", "Kernel state that somebody else changed and the reconciler mended.", "kind")
 	reopenedDesc  = desc("tap_reopened_total", "Times the TAP was removed by somebody else and made again.")
+	lostDesc      = desc("tap_lost_packets_total", "Packets that the library of the device read and could not hand over.")
 	refusedDesc   = desc("gossip_refused_total", "Nodes and messages that gossip did not let in.", "reason")
 	fallbackDesc  = desc("udp_segment_fallbacks_total", "Super-packets sent segment by segment because UDP_SEGMENT was refused.")
 	socketDesc    = desc("underlay_socket_drops_total", "Datagrams that found the underlay's receive socket full.")
@@ -103,7 +104,7 @@ var (
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		packetsDesc, framesDesc, segmentsDesc, bytesDesc, queuedDesc, peersDesc, routablePeers, subnetDesc, tablesDesc,
-		repairsDesc, reopenedDesc, refusedDesc, fallbackDesc, socketDesc, readyDesc,
+		repairsDesc, reopenedDesc, lostDesc, refusedDesc, fallbackDesc, socketDesc, readyDesc,
 		icmpDesc, flowsDesc, flowRoomDesc, flowEndsDesc, pathMTUDesc, pathRTTDesc, pathLossDesc,
 	} {
 		ch <- d
@@ -136,6 +137,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		counter(refusedDesc, n, reason)
 	}
 	counter(reopenedDesc, r.TAP.Reopened)
+	counter(lostDesc, r.TAP.Lost)
 	counter(fallbackDesc, r.Underlay.Fallbacks)
 	counter(socketDesc, r.Underlay.SocketDrops)
 	counter(icmpDesc, r.Engine.ICMPLimited)

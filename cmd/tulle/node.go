@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/control/netconf"
+	"github.com/tulle-net/tulle/dataplane/tap"
 	"github.com/tulle-net/tulle/encap"
 )
 
@@ -98,10 +100,10 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.subnetFile, "subnet-file", "", "flannel's subnet.env, written once the node forwards (default: RUN-DIR/subnet.env)")
 	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9470", "address of /metrics, /healthz and /readyz; empty for none")
 	f.StringVar(&o.underlay, "underlay", "udp", "sockets that carry the tunnel: udp")
-	f.StringVar(&o.device, "device", "tap", "device towards the kernel: tap")
+	f.StringVar(&o.device, "device", "tap", "device towards the kernel: tap; tun or water for comparison, which can do less (see cannot in tulle status)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	f.IntVar(&o.workers, "workers", 1, "threads that forward packets, with a TAP queue each")
+	f.IntVar(&o.workers, "workers", 1, "threads that forward packets, with a queue of the tap each")
 	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
 }
@@ -124,7 +126,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, workers: o.workers, keep: o.keep, copyDSCP: o.copyDSCP,
+		peersFile: o.peers, runDir: o.runDir, device: tap.Kind(o.device), workers: o.workers, keep: o.keep, copyDSCP: o.copyDSCP,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {
@@ -217,14 +219,36 @@ func (o *nodeOptions) check() error {
 	switch {
 	case o.underlay != "udp":
 		return usageError("--underlay %s: unknown (allowed: udp)", o.underlay)
-	case o.device != "tap":
-		return usageError("--device %s: unknown (allowed: tap)", o.device)
 	case o.workers < 1 || o.workers > maxWorkers:
 		return usageError("--workers %d: out of range (allowed: 1 to %d)", o.workers, maxWorkers)
 	case o.gossipPort < 1 || o.gossipPort > 65535:
 		return usageError("--gossip-port %d: out of range (allowed: 1 to 65535)", o.gossipPort)
 	}
+	if err := o.checkDevice(); err != nil {
+		return err
+	}
 	return o.checkStore()
+}
+
+func (o *nodeOptions) checkDevice() error {
+	switch kind := tap.Kind(o.device); {
+	case !slices.Contains(tap.Kinds(), kind):
+		return usageError("--device %s: unknown (allowed: %s)", o.device, joinKinds())
+	case kind.SingleQueue() && o.workers > 1:
+		return usageError("--workers %d with --device %s: its library has a single queue, which serves one worker: leave out --workers or use --device tap", o.workers, o.device)
+	case kind.SingleQueue() && o.keep:
+		return usageError("--keep with --device %s: the device ends with its single queue: leave out --keep or use --device tap", o.device)
+	}
+	return nil
+}
+
+// joinKinds lists the devices.
+func joinKinds() string {
+	var names []string
+	for _, k := range tap.Kinds() {
+		names = append(names, string(k))
+	}
+	return strings.Join(names, ", ")
 }
 
 func (o *nodeOptions) checkStore() error {

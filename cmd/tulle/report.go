@@ -10,6 +10,7 @@ import (
 	"github.com/tulle-net/tulle/control/netconf"
 	"github.com/tulle-net/tulle/dataplane"
 	"github.com/tulle-net/tulle/dataplane/packet"
+	"github.com/tulle-net/tulle/dataplane/tap"
 )
 
 // schemaVersion is that of every JSON report: it changes when a field changes its meaning or goes.
@@ -59,9 +60,17 @@ type nodeReport struct {
 
 type tapReport struct {
 	Name     string   `json:"name"`
+	Device   tap.Kind `json:"device"`
 	Queues   int      `json:"queues"`
 	Offloads []string `json:"offloads"`
 	Reopened uint64   `json:"reopened"` // times it was removed by somebody else and made again
+	Cannot   []string `json:"cannot"`   // what a tap does and this device does not, in sentences
+
+	// Packets as the kernel's link counts them, a super-packet as one, where the frames of the port "tap" are not the same: not
+	// for a tap.
+	Read    uint64 `json:"read,omitempty"`
+	Written uint64 `json:"written,omitempty"`
+	Lost    uint64 `json:"lost"` // of those read, by the device's library: they are in no other counter
 }
 
 type underlayReport struct {
@@ -96,12 +105,11 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 		return nil, err
 	}
 	state, problems, refused := d.network.report()
-	device, reopened := d.forwarder.device()
 	r := &statusReport{
 		SchemaVersion: schemaVersion, Version: versionString(), PID: os.Getpid(),
 		UptimeSeconds: time.Since(d.started).Seconds(),
 		Node:          d.nodeReport(state),
-		TAP:           tapReport{Name: device.Name, Queues: len(device.Queues), Offloads: device.Offloads.Names(), Reopened: reopened},
+		TAP:           d.forwarder.tapReport(),
 		Peers:         d.network.peers(),
 		Engine:        d.engineReport(&total),
 		Flows:         d.forwarder.tableReport(),

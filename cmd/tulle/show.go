@@ -121,7 +121,7 @@ func writeStatus(out io.Writer, r *statusReport) error {
 	} else {
 		fmt.Fprintf(w, "backend\t%s port %d\n", n.Backend, n.Port)
 	}
-	fmt.Fprintf(w, "tap\t%s, %d queues: %s\n", r.TAP.Name, r.TAP.Queues, strings.Join(r.TAP.Offloads, " "))
+	writeTAP(w, r.TAP)
 	u := r.Underlay
 	fmt.Fprintf(w, "underlay\t%s on %s (%s, MTU %d): %s; %d fallbacks, %d bytes queued, %d dropped by full sockets\n",
 		u.Kind, both(n.PublicIP, n.PublicIPv6), u.Link, u.LinkMTU, strings.Join(u.Offloads, " "), u.Fallbacks, u.QueuedBytes, u.SocketDrops)
@@ -160,6 +160,16 @@ func both(v4, v6 string) string {
 		return v4 + v6
 	}
 	return v4 + "," + v6
+}
+
+func writeTAP(w io.Writer, t tapReport) {
+	fmt.Fprintf(w, "tap\t%s, device %s, %d queues: %s\n", t.Name, t.Device, t.Queues, cmp.Or(strings.Join(t.Offloads, " "), "no offloads"))
+	for _, sentence := range t.Cannot {
+		fmt.Fprintf(w, "\t%s\n", sentence)
+	}
+	if t.Lost > 0 {
+		fmt.Fprintf(w, "\t%d packets lost by the device's library\n", t.Lost)
+	}
 }
 
 // writeCounts writes a line with the counters that are not zero, if there are any.

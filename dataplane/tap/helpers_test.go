@@ -118,7 +118,7 @@ func readable(fd int, timeout time.Duration) bool {
 }
 
 // read waits for frames and reads them into the emptied batch, each parsed.
-func read(t *testing.T, q *tap.Queue, b *packet.Batch) []*packet.Frame {
+func read(t *testing.T, q tap.Port, b *packet.Batch) []*packet.Frame {
 	t.Helper()
 	if !readable(q.FD(), 2*time.Second) {
 		t.Fatal("nothing to read")

@@ -85,11 +85,13 @@ func (q *Queue) gather(f *packet.Frame) (iovecs []unix.Iovec, length int) {
 // Write writes each frame with its offload metadata. The kernel refuses a frame when the
 // link is down, when memory is short or when it finds the metadata impossible.
 func (q *Queue) Write(b *packet.Batch) error {
+	unsettle(b.Frames)
 	for _, f := range b.Frames {
 		if f.VNet.GSOType != packet.GSONone {
 			f.VNet.HdrLen = uint16(f.Payload - f.L2) // the linear part of the kernel's copy
 		}
 		if err := q.write(f); err != nil {
+			refuseRest(b.Frames)
 			return err
 		}
 	}
@@ -98,7 +100,6 @@ func (q *Queue) Write(b *packet.Batch) error {
 
 func (q *Queue) write(f *packet.Frame) error {
 	iovecs, length := q.gather(f)
-	f.Sent, f.Refused, f.SentBytes = 0, 0, 0
 	var errno syscall.Errno
 	for range 3 { // a signal may interrupt a write; more than once is not worth a packet
 		if _, errno = rawWritev(q.fd, iovecs); errno != unix.EINTR {
@@ -109,10 +110,8 @@ func (q *Queue) write(f *packet.Frame) error {
 	case 0:
 		f.Sent, f.SentBytes = f.Segments, length
 	case unix.EBADFD:
-		f.Refused = f.Segments
 		return fmt.Errorf("write tap: %w", ErrGone)
 	case unix.EBADF:
-		f.Refused = f.Segments
 		return fmt.Errorf("write tap: %w", errno)
 	default:
 		f.Refused = f.Segments

@@ -157,7 +157,7 @@ func TestReadUSO6(t *testing.T) {
 }
 
 // readTo reads until a frame to an IPv6 address comes, past what the kernel says to its neighbours.
-func readTo(t *testing.T, q *tap.Queue, b *packet.Batch, to net.IP) *packet.Frame {
+func readTo(t *testing.T, q tap.Port, b *packet.Batch, to net.IP) *packet.Frame {
 	t.Helper()
 	for readable(q.FD(), 2*time.Second) {
 		b.Reset()

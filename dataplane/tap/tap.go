@@ -1,5 +1,5 @@
-// Package tap owns Linux TAP devices: their queues as dataplane Ports, and which offloads
-// the kernel has.
+// Package tap owns Linux TAP and TUN devices: their queues as dataplane Ports, and which offloads
+// the kernel has. Beside its own TAP it has the devices of two libraries, which can do less (Kind).
 //
 // It never configures addresses, routes or the link's state: that is the reconciler's. It follows
 // Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h.
@@ -54,12 +54,22 @@ var offloadLadder = []Offloads{
 	0,
 }
 
-// A Device is one TAP with all its queues. It exists while a queue is open, and beyond
+// A Port is a queue of a device: a dataplane.Port, used by one goroutine.
+type Port interface {
+	Read(*packet.Batch) (int, error)
+	Write(*packet.Batch) error
+	FD() int
+	Close() error
+}
+
+// A Device is one device with all its queues. It exists while a queue is open, and beyond
 // that only after SetPersistent.
 type Device struct {
 	Name     string
-	Queues   []*Queue
+	Kind     Kind
+	Queues   []Port
 	Offloads Offloads
+	counts   func() Counts // nil for a TAP
 }
 
 // Open creates the TAP called name, or attaches to it when it exists, with the given number of
@@ -67,15 +77,12 @@ type Device struct {
 // between them: that nobody else holds it is the caller's to make sure. A %d in the name
 // stands for a number that the kernel chooses.
 func Open(name string, queues int) (*Device, error) {
-	if len(name) >= unix.IFNAMSIZ {
-		return nil, fmt.Errorf("tap %s: name longer than %d bytes", name, unix.IFNAMSIZ-1)
-	}
 	if queues < 1 {
 		return nil, fmt.Errorf("tap %s: %d queues (needed: 1 or more)", name, queues)
 	}
-	d := &Device{Name: name}
+	d := &Device{Name: name, Kind: TAP}
 	for range queues {
-		fd, chosen, err := openQueue(d.Name)
+		fd, chosen, err := openQueue(TAP, d.Name)
 		if err != nil {
 			d.Close()
 			return nil, err
@@ -90,33 +97,39 @@ func Open(name string, queues int) (*Device, error) {
 	return d, nil
 }
 
-// openQueue returns a descriptor attached to the TAP, and the TAP's name.
-func openQueue(name string) (int, string, error) {
+// openQueue returns a descriptor attached to a device of the kind, and the device's name.
+func openQueue(k Kind, name string) (int, string, error) {
+	if len(name) >= unix.IFNAMSIZ {
+		return -1, "", fmt.Errorf("%s %s: name longer than %d bytes", k, name, unix.IFNAMSIZ-1)
+	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, "", fmt.Errorf("open /dev/net/tun: %w (needs root or CAP_NET_ADMIN, and the kernel's tun driver)", err)
 	}
-	chosen, err := attach(fd, name)
+	chosen, err := attach(fd, k, name)
 	if err != nil {
 		unix.Close(fd)
-		return -1, "", fmt.Errorf("create tap %s: %w", name, err)
+		return -1, "", fmt.Errorf("create %s %s: %w", k, name, err)
 	}
 	return fd, chosen, nil
 }
 
-func attach(fd int, name string) (string, error) {
+func attach(fd int, k Kind, name string) (string, error) {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return "", err
 	}
-	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE)
+	req.SetUint16(k.flags())
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		if errors.Is(err, unix.EINVAL) {
-			return "", fmt.Errorf("%w: no link can have this name, or a link of this name exists and is no multi-queue TAP: remove it first", err)
+			return "", fmt.Errorf("%w: no link can have this name, or a link of this name exists and is no %s: remove it first", err, k.describe())
 		}
 		return "", err
 	}
-	// A persistent TAP keeps the size that whoever held it before has set.
+	if k == Water {
+		return req.Name(), nil
+	}
+	// A persistent device keeps the size that whoever held it before has set.
 	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, packet.VNetLen); err != nil {
 		return "", fmt.Errorf("TUNSETVNETHDRSZ: %w", err)
 	}
@@ -128,7 +141,7 @@ func attach(fd int, name string) (string, error) {
 func (d *Device) probeOffloads() error {
 	var err error
 	for _, offloads := range offloadLadder {
-		if err = unix.IoctlSetInt(d.Queues[0].fd, unix.TUNSETOFFLOAD, int(offloads)); err == nil {
+		if err = unix.IoctlSetInt(d.Queues[0].FD(), unix.TUNSETOFFLOAD, int(offloads)); err == nil {
 			d.Offloads = offloads
 			return nil
 		}
@@ -142,10 +155,18 @@ func (d *Device) SetPersistent(on bool) error {
 	if on {
 		value = 1
 	}
-	if err := unix.IoctlSetInt(d.Queues[0].fd, unix.TUNSETPERSIST, value); err != nil {
-		return fmt.Errorf("tap %s: TUNSETPERSIST: %w", d.Name, err)
+	if err := unix.IoctlSetInt(d.Queues[0].FD(), unix.TUNSETPERSIST, value); err != nil {
+		return fmt.Errorf("%s %s: TUNSETPERSIST: %w", d.Kind, d.Name, err)
 	}
 	return nil
+}
+
+// Counts returns what went through a library's device. It is safe for concurrent use.
+func (d *Device) Counts() Counts {
+	if d.counts == nil {
+		return Counts{}
+	}
+	return d.counts()
 }
 
 // Close closes all queues, and with them removes the device unless it is persistent.
@@ -157,8 +178,11 @@ func (d *Device) Close() error {
 	return errors.Join(errs...)
 }
 
-// String lists the device's name and offloads.
+// String lists the device's name and offloads, or its kind.
 func (d *Device) String() string {
+	if d.Kind != TAP {
+		return fmt.Sprintf("%s (%s)", d.Name, d.Kind)
+	}
 	return fmt.Sprintf("%s (%d queues, %s)", d.Name, len(d.Queues), strings.Join(d.Offloads.Names(), " "))
 }
 

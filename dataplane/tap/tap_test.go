@@ -183,7 +183,7 @@ func TestOpenResetsVNetHeader(t *testing.T) {
 
 // forward moves frames between two queues as they are, until one is gone, and counts super-packets
 // of the GSO type.
-func forward(from, to *tap.Queue, gsoType uint8, tso *int, done chan<- error) {
+func forward(from, to tap.Port, gsoType uint8, tso *int, done chan<- error) {
 	b := packet.NewBatch(1 << 21)
 	for {
 		readable(from.FD(), 100*time.Millisecond)

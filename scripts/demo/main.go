@@ -27,6 +27,7 @@ func main() {
 	store := flag.String("store", lab.StoreGossip, "where the nodes learn of each other: gossip or file")
 	family := flag.String("family", lab.FamilyV4, "addresses of underlay and pods: v4, v6 or dual")
 	backend := flag.String("backend", lab.BackendVXLAN, "how packets get from node to node: vxlan or udp")
+	device := flag.String("device", lab.DeviceTAP, "what the daemons have towards their kernels: tap, tun or water")
 	routed := flag.Bool("routed", false, "put a router between the nodes")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -43,7 +44,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	c := lab.Config{Dir: *dir, Nodes: 3, Pods: 2, Store: *store, Family: *family, Backend: *backend, Routed: *routed,
+	c := lab.Config{Dir: *dir, Nodes: 3, Pods: 2, Store: *store, Family: *family, Backend: *backend, Device: *device, Routed: *routed,
 		Executable: *tulle, Ephemeral: true, Progress: os.Stderr}
 	if err := c.Check(); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -62,8 +63,8 @@ func run(ctx context.Context, c lab.Config, bytes int64) bool {
 		return false
 	}
 	start := l.Created()
-	fmt.Printf("✓ lab: %d nodes with %d pods each; %v after the last daemon's start all know all (store %s, family %s, backend %s)\n",
-		c.Nodes, c.Pods, l.Converged().Round(time.Millisecond), l.Store(), l.Family(), l.Backend())
+	fmt.Printf("✓ lab: %d nodes with %d pods each; %v after the last daemon's start all know all (store %s, family %s, backend %s, device %s)\n",
+		c.Nodes, c.Pods, l.Converged().Round(time.Millisecond), l.Store(), l.Family(), l.Backend(), l.Device())
 	d := &demo{lab: l, nodes: l.Nodes(), bytes: bytes}
 	ok := d.steps(ctx, start.Add(limit))
 	if !ok {

@@ -21,6 +21,13 @@ const (
 	BackendUDP   = "udp" // flannel's: bare IPv4 packets in datagrams
 )
 
+// What the daemons have towards their kernels.
+const (
+	DeviceTAP   = "tap"
+	DeviceTUN   = "tun"   // of golang.zx2c4.com/wireguard/tun
+	DeviceWater = "water" // of github.com/songgao/water
+)
+
 // Config says what Up builds. Its zero value is not valid: Nodes must be set, and Executable unless all nodes are kernel
 // nodes.
 type Config struct {
@@ -31,6 +38,7 @@ type Config struct {
 	Family      string                    // FamilyV4 if empty
 	Backend     string                    // BackendVXLAN if empty
 	Store       string                    // StoreGossip if empty
+	Device      string                    // DeviceTAP if empty
 	Routed      bool                      // two underlay segments with a router between them, odd and even nodes
 	MTU         int                       // of the underlay, bytes; DefaultMTU if 0. Pods have less, see Lab.PodMTU
 	Executable  string                    // the tulle binary
@@ -61,6 +69,7 @@ func (c Config) Check() error {
 		{"store", c.Store, []string{StoreGossip, StoreFile}},
 		{"family", c.Family, []string{FamilyV4, FamilyV6, FamilyDual}},
 		{"backend", c.Backend, []string{BackendVXLAN, BackendUDP}},
+		{"device", c.Device, []string{DeviceTAP, DeviceTUN, DeviceWater}},
 	} {
 		if choice.value != "" && !slices.Contains(choice.have, choice.value) {
 			return fmt.Errorf("%s %s: no such %s (have: %s)", choice.what, choice.value, choice.what, strings.Join(choice.have, ", "))
@@ -104,6 +113,9 @@ func (c *Config) normalize() (err error) {
 	}
 	if c.Backend == "" {
 		c.Backend = BackendVXLAN
+	}
+	if c.Device == "" {
+		c.Device = DeviceTAP
 	}
 	if c.MTU == 0 {
 		c.MTU = DefaultMTU

@@ -76,6 +76,9 @@ func (r *record) daemonArgs(n, seed *node) []string {
 	} else {
 		args = append(args, "--join", seed.publicIP().String(), "--key-file", keyPath(r.Dir))
 	}
+	if r.Device != "" && r.Device != DeviceTAP {
+		args = append(args, "--device", r.Device)
+	}
 	if r.StaticPeers {
 		args = append(args, "--peers", peersPath(r.Dir))
 	}

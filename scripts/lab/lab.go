@@ -13,6 +13,7 @@
 package lab
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -125,6 +126,9 @@ func (l *Lab) Backend() string { return l.record().Backend }
 
 // Store is StoreGossip or StoreFile.
 func (l *Lab) Store() string { return l.record().Store }
+
+// Device is DeviceTAP, DeviceTUN or DeviceWater.
+func (l *Lab) Device() string { return cmp.Or(l.record().Device, DeviceTAP) }
 
 // Router lists the addresses of the router of a routed lab, nothing for any other.
 func (l *Lab) Router() []netip.Addr {

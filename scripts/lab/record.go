@@ -28,6 +28,7 @@ type record struct {
 	Family        string      `json:"family"`
 	Backend       string      `json:"backend"`
 	Store         string      `json:"store"`
+	Device        string      `json:"device"` // of the daemons; empty as DeviceTAP
 	StaticPeers   bool        `json:"staticPeers"` // the daemons read the peers file
 	Routed        bool        `json:"routed"`
 	Executable    string      `json:"executable"`
@@ -118,7 +119,7 @@ func loadRecord(dir string) (*record, error) {
 
 func newRecord(c Config) *record {
 	r := &record{SchemaVersion: schemaVersion, Dir: c.Dir, Created: time.Now().UTC(), Ephemeral: c.Ephemeral, MTU: c.MTU,
-		Pods: c.Pods, Family: c.Family, Backend: c.Backend, Store: c.Store, StaticPeers: c.Store == StoreFile || c.anyKernel(),
+		Pods: c.Pods, Family: c.Family, Backend: c.Backend, Store: c.Store, Device: c.Device, StaticPeers: c.Store == StoreFile || c.anyKernel(),
 		Routed: c.Routed, Executable: c.Executable, FlannelPeer: c.FlannelPeer, NodeArgs: c.NodeArgs, Env: c.Env}
 	r.Namespaces = append(r.Namespaces, namespace{Name: underlayNamespace})
 	if r.Routed {
