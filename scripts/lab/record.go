@@ -28,7 +28,7 @@ type record struct {
 	Family        string      `json:"family"`
 	Backend       string      `json:"backend"`
 	Store         string      `json:"store"`
-	Device        string      `json:"device"` // of the daemons; empty as DeviceTAP
+	Device        string      `json:"device"`      // of the daemons; empty as DeviceTAP
 	StaticPeers   bool        `json:"staticPeers"` // the daemons read the peers file
 	Routed        bool        `json:"routed"`
 	Executable    string      `json:"executable"`
