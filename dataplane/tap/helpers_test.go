@@ -60,7 +60,13 @@ func inNamespace(t *testing.T) netns.NsHandle {
 // permanent neighbour at remote.
 func openTAP(t *testing.T, queues int, local, remote net.IP, remoteMAC net.HardwareAddr) (*tap.Device, netlink.Link) {
 	t.Helper()
-	d, err := tap.Open(tapName, queues)
+	return openKind(t, tap.TAP, queues, local, remote, remoteMAC)
+}
+
+// openKind is openTAP for any device; a TUN has no neighbours.
+func openKind(t *testing.T, kind tap.Kind, queues int, local, remote net.IP, remoteMAC net.HardwareAddr) (*tap.Device, netlink.Link) {
+	t.Helper()
+	d, err := kind.Open(tapName, queues)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,10 +78,17 @@ func openTAP(t *testing.T, queues int, local, remote net.IP, remoteMAC net.Hardw
 	address := &netlink.Addr{IPNet: &net.IPNet{IP: local, Mask: net.CIDRMask(24, 32)}}
 	if local.To4() == nil {
 		address.Mask, address.Flags = net.CIDRMask(64, 128), unix.IFA_F_NODAD
-		err = os.WriteFile("/proc/sys/net/ipv6/conf/"+tapName+"/disable_ipv6", []byte("0"), 0)
+		conf := "/proc/sys/net/ipv6/conf/" + tapName
+		// No link-local address either: it brings multicast reports.
+		err = errors.Join(os.WriteFile(conf+"/addr_gen_mode", []byte("1"), 0), os.WriteFile(conf+"/disable_ipv6", []byte("0"), 0))
 	}
 	neighbour := &netlink.Neigh{LinkIndex: link.Attrs().Index, IP: remote, HardwareAddr: remoteMAC, State: netlink.NUD_PERMANENT}
-	err = errors.Join(err, netlink.AddrAdd(link, address), netlink.LinkSetUp(link), netlink.NeighSet(neighbour))
+	err = errors.Join(err, netlink.AddrAdd(link, address), netlink.LinkSetUp(link))
+	if kind.L3() {
+		err = errors.Join(err, netlink.LinkSetGSOMaxSegs(link, tap.MaxSegments))
+	} else {
+		err = errors.Join(err, netlink.NeighSet(neighbour))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
