@@ -79,6 +79,51 @@ func TestApply(t *testing.T) {
 	apply(t, k)
 }
 
+// TestApplyTUN is TestApply for a device without MACs, in both families: routes have no gateway, and there are no neighbours.
+func TestApplyTUN(t *testing.T) {
+	inNamespace(t)
+	link := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tulle-t0", TxQLen: -1}, Mode: netlink.TUNTAP_MODE_TUN}
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	k := kernelUnderTest("10.244.1.0/24").with6("fd00:244:0:1::/64", false)
+	k.L3, k.GSOMaxSegs = true, 128
+	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedRoute)
+	apply(t, k)
+	routes, err := ownedRoutes()
+	if err != nil || len(routes) != 4 {
+		t.Fatalf("%d routes of ours, %v, want 4", len(routes), err)
+	}
+	for _, r := range routes {
+		if r.Gw != nil {
+			t.Errorf("route %s via %s", r.Dst, r.Gw)
+		}
+		if err := netlink.RouteDel(&r); err != nil {
+			t.Fatal(err)
+		}
+		apply(t, k, ChangedRoute)
+	}
+	for _, dst := range []string{"10.244.2.5", "fd00:244:0:2::5"} {
+		await(t, dst+" to be behind the TUN", func() bool { // addresses take effect a little later
+			got, err := netlink.RouteGet(net.ParseIP(dst))
+			return err == nil && got[0].LinkIndex == link.Index && got[0].Src.Equal(TunnelAddr(k.State.Self.halves()[len(dst)/12].subnet).AsSlice())
+		})
+	}
+	if err := netlink.LinkSetGSOMaxSegs(link, 1000); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, k, ChangedLink)
+	if err := netlink.LinkSetDown(link); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, k, ChangedLink, ChangedAddress, ChangedRoute)
+	apply(t, k)
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil || len(addrs) != 2 {
+		t.Errorf("addresses %v, %v; want the tunnel's two", addrs, err)
+	}
+}
+
 // with6 gives the node an IPv6 half; with only, in place of the other.
 func (k Kernel) with6(subnet string, only bool) Kernel {
 	s := &k.State

@@ -193,7 +193,8 @@ func TestReadLargest(t *testing.T) {
 func TestLinkDeleted(t *testing.T) {
 	d, link := newTAP(t, 2)
 	b := packet.NewBatch(1 << 20)
-	f := udpFrame(t, b, link, kernelSocket(t).LocalAddr(), pattern(10))
+	to := kernelSocket(t).LocalAddr()
+	f, next := udpFrame(t, b, link, to, pattern(10)), udpFrame(t, b, link, to, pattern(10))
 	if err := netlink.LinkDel(link); err != nil {
 		t.Fatal(err)
 	}
@@ -204,8 +205,8 @@ func TestLinkDeleted(t *testing.T) {
 		if n, err := q.Read(packet.NewBatch(0)); n != 0 || !errors.Is(err, tap.ErrGone) {
 			t.Errorf("queue %d: Read = %d, %v; want ErrGone", i, n, err)
 		}
-		if err := q.Write(b); !errors.Is(err, tap.ErrGone) || f.Refused != 1 || f.Sent != 0 {
-			t.Errorf("queue %d: Write: %v, want ErrGone; %d sent, %d refused", i, err, f.Sent, f.Refused)
+		if err := q.Write(b); !errors.Is(err, tap.ErrGone) || f.Refused != 1 || next.Refused != 1 || f.Sent+next.Sent != 0 {
+			t.Errorf("queue %d: Write: %v, want ErrGone; %d sent, %d and %d refused", i, err, f.Sent+next.Sent, f.Refused, next.Refused)
 		}
 	}
 }

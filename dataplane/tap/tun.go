@@ -130,11 +130,7 @@ func (p *tunPort) Write(b *packet.Batch) error {
 			return err
 		}
 	}
-	if err := p.flush(); err != nil {
-		refuseRest(b.Frames)
-		return err
-	}
-	return nil
+	return p.flush()
 }
 
 // stage puts the segments of a frame into the buffers, and writes these whenever they are full.
