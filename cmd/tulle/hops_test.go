@@ -74,7 +74,7 @@ func TestHops(t *testing.T) {
 		}
 	})
 	t.Run("udp", func(t *testing.T) {
-		l := udpLab(t, 3, 1)
+		l := udpLab(t, 3, 1, lab.DeviceTAP)
 		one, two := l.Nodes()[0], l.Nodes()[1]
 		to := two.Pods[0].Addr
 		want := []string{one.PublicIP.String(), status(t, l, 1).Node.EngineAddr, status(t, l, 2).Node.EngineAddr, two.VTEP.String(), to.String()}

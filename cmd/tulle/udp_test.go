@@ -10,19 +10,21 @@ import (
 )
 
 // udpLab is a lab of flannel's udp backend. Its last node runs flannelpeer, which shares no code with this program.
-func udpLab(t *testing.T, nodes, pods int) *lab.Lab {
+func udpLab(t *testing.T, nodes, pods int, device string) *lab.Lab {
 	t.Helper()
 	peer, err := need.Binary(t.Context(), t.TempDir(), "scripts/lab/flannelpeer")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return labUnderTest(t, lab.Config{Nodes: nodes, Pods: pods, Backend: lab.BackendUDP, Kernel: map[int]bool{nodes: true}, FlannelPeer: peer})
+	return labUnderTest(t, lab.Config{Nodes: nodes, Pods: pods, Backend: lab.BackendUDP, Kernel: map[int]bool{nodes: true}, FlannelPeer: peer, Device: device})
 }
 
 // TestUDPBackend is two tulle nodes and a flannel node: everything goes both ways between all of them, and the flannel node sees nothing
 // but bare IPv4 packets from port 8285.
-func TestUDPBackend(t *testing.T) {
-	l := udpLab(t, 3, 2)
+func TestUDPBackend(t *testing.T) { udpBackend(t, lab.DeviceTAP) }
+
+func udpBackend(t *testing.T, device string) {
+	l := udpLab(t, 3, 2, device)
 	pairs := append(l.PodPairs(), l.NodePairs()...)
 	pingAll(t, pairs, smallPing)
 	pingAll(t, pairs, largePing)
