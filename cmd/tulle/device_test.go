@@ -22,7 +22,12 @@ func TestDevices(t *testing.T) {
 		for name, kernel := range map[string]map[int]bool{"own": nil, "kernel": {2: true}} {
 			t.Run(name, func(t *testing.T) {
 				l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 2, Family: lab.FamilyDual, Kernel: kernel, Device: device})
-				allTraffic(t, l, 1430)
+				for _, offloads := range []bool{true, false} {
+					if err := l.SetOffloads(offloads); err != nil {
+						t.Fatal(err)
+					}
+					allTraffic(t, l, 1430)
+				}
 				pingAll(t, nodeToNode(l), smallPing)
 				checkDevice(t, l, tap.Kind(device))
 			})
