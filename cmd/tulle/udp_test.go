@@ -27,8 +27,8 @@ func udpBackend(t *testing.T, device string) {
 	l := udpLab(t, 3, 2, device)
 	pairs := append(l.PodPairs(), l.NodePairs()...)
 	pingAll(t, pairs, smallPing)
-	pingAll(t, pairs, largePing)
-	for _, p := range pairs {
+	for _, p := range pairs { // one after the other: the fragments of all at once are more than the flannel node's socket holds
+		pingAll(t, []lab.Pair{p}, largePing)
 		pingAll(t, []lab.Pair{p}, fullSize(p.Addr, 1472))
 	}
 	for _, p := range []lab.Pair{between(l, 1, 2), between(l, 1, 3), between(l, 3, 1)} {
