@@ -42,6 +42,9 @@ func checkDevice(t *testing.T, l *lab.Lab, kind tap.Kind) {
 	if r.TAP.Device != kind || r.TAP.Queues != 1 || len(r.TAP.Offloads) != 0 || !slices.Equal(r.TAP.Cannot, kind.Cannot()) || len(r.TAP.Cannot) == 0 {
 		t.Errorf("status has %+v", r.TAP)
 	}
+	if n := r.Verdicts["drop_tap_write"]; n != 0 {
+		t.Errorf("%d segments refused", n)
+	}
 	if r.Verdicts["encapsulated"] < 10000 {
 		t.Errorf("%d segments encapsulated: the traffic did not go through the engine", r.Verdicts["encapsulated"])
 	}

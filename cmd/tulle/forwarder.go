@@ -13,7 +13,6 @@ import (
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/dataplane"
 	"github.com/tulle-net/tulle/dataplane/conntrack"
-	"github.com/tulle-net/tulle/dataplane/packet"
 	"github.com/tulle-net/tulle/dataplane/tables"
 	"github.com/tulle-net/tulle/dataplane/tap"
 	"github.com/tulle-net/tulle/encap"
@@ -118,7 +117,7 @@ func (f *forwarder) openTAP() error {
 	}
 	engine, err := dataplane.New(dataplane.Config{
 		Codec: f.config.codec, Ports: ports, Flows: f.flows, Clock: f.now, Probe: f.prober.answered,
-		Join: packet.Joining{TCP: true, UDP: device.Offloads&tap.USO != 0}, DecrementTTL: f.config.plainUDP(), CopyDSCP: f.config.copyDSCP,
+		Join: device.Joining(), DecrementTTL: f.config.plainUDP(), CopyDSCP: f.config.copyDSCP,
 	})
 	if err != nil {
 		return errors.Join(err, device.Close())

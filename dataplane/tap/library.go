@@ -102,7 +102,12 @@ type cutter struct {
 	ended    bool
 }
 
+// cut refuses a super-packet of joined segments (Device.Joining), whose payloads a Segmenter does not see.
 func cut(f *packet.Frame) cutter {
+	if len(f.More) > 0 {
+		f.Refused = f.Segments
+		return cutter{ended: true}
+	}
 	if f.VNet.GSOType == packet.GSONone {
 		f.CompleteChecksum()
 		return cutter{frame: f}

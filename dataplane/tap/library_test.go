@@ -331,6 +331,26 @@ func TestLibraryWrite(t *testing.T) {
 	})
 }
 
+// Segments that were joined are for a TAP alone: the devices say so, and refuse them.
+func TestLibraryJoined(t *testing.T) {
+	eachLibrary(t, func(t *testing.T, c *libraryCase) {
+		b := packet.NewBatch(1 << 20)
+		joined := c.toKernel(t, b, 7000, pattern(1000))
+		leavePartial(t, joined, 1000)
+		joined.More, joined.Segments = [][]byte{pattern(1000)}, 2
+		one := c.toKernel(t, b, 7001, []byte("one"))
+		if err := c.port.Write(b); err != nil || joined.Sent != 0 || joined.Refused != 2 || one.Sent != 1 {
+			t.Errorf("Write: %v, %d sent, %d refused; the next one: %d sent", err, joined.Sent, joined.Refused, one.Sent)
+		}
+		if got := received(t, c.socket, time.Second); string(got) != "one" {
+			t.Errorf("received %d bytes", len(got))
+		}
+		if c.device.Joining() != (packet.Joining{}) {
+			t.Errorf("joining %+v", c.device.Joining())
+		}
+	})
+}
+
 // TCP super-packets of a kernel go into the device, and its segments out of it, between two kernels: every byte arrives.
 func TestLibraryTCP(t *testing.T) {
 	eachLibrary(t, func(t *testing.T, c *libraryCase) {

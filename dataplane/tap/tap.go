@@ -161,6 +161,11 @@ func (d *Device) SetPersistent(on bool) error {
 	return nil
 }
 
+// Joining says which super-packets the device takes whole.
+func (d *Device) Joining() packet.Joining {
+	return packet.Joining{TCP: d.Kind == TAP, UDP: d.Kind == TAP && d.Offloads&USO != 0}
+}
+
 // Counts returns what went through a library's device. It is safe for concurrent use.
 func (d *Device) Counts() Counts {
 	if d.counts == nil {
