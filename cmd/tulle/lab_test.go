@@ -87,7 +87,7 @@ func checkNode(t testing.TB, l *lab.Lab, n lab.Node) {
 		if in, out = r.Engine.Ports[0].FramesIn, r.Engine.Ports[0].FramesOut; r.TAP.Device != tap.TAP {
 			in, out = r.TAP.Read, r.TAP.Written
 		}
-		if in == link.TxPackets && out == link.RxPackets && r.Engine.Ledger.Queued == 0 {
+		if in == link.TxPackets && out == link.RxPackets && r.Engine.Ledger.Queued == 0 && r.Underlay.QueuedBytes == 0 {
 			break
 		}
 		time.Sleep(20 * time.Millisecond)
