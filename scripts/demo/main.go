@@ -22,7 +22,7 @@ const limit = 60 * time.Second
 
 func main() {
 	tulle := flag.String("tulle", "bin/tulle", "the binary to show")
-	bytes := flag.Int64("bytes", 1<<30, "size of the TCP transfer; with two families, of both together")
+	bytes := flag.Int64("bytes", 0, "size of the TCP transfer; with two families, of both together (default: 1 GiB; 256 MiB with a device that is not tap)")
 	dir := flag.String("dir", "/run/tulle-demo", "directory of the lab")
 	store := flag.String("store", lab.StoreGossip, "where the nodes learn of each other: gossip or file")
 	family := flag.String("family", lab.FamilyV4, "addresses of underlay and pods: v4, v6 or dual")
@@ -50,9 +50,20 @@ func main() {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(2)
 	}
+	if *bytes == 0 {
+		*bytes = transferSize(*device)
+	}
 	if !run(ctx, c, *bytes) {
 		os.Exit(1)
 	}
+}
+
+// transferSize leaves a busy machine time within the limit.
+func transferSize(device string) int64 {
+	if device == lab.DeviceTAP {
+		return 1 << 30
+	}
+	return 1 << 28
 }
 
 // run says whether all went well, the removal of the lab included.
