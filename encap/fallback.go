@@ -20,19 +20,13 @@ func refusesSegments(errno syscall.Errno) bool {
 func (u *Underlay) sendSingly(s *sender, i int, errno syscall.Errno) {
 	u.fallbacks.Add(1)
 	m := &s.meta[i]
-	single := s.msgs[i : i+1]
-	iovecs := unsafe.Slice(single[0].hdr.Iov, single[0].hdr.Iovlen)
+	h := &s.msgs[i].hdr
+	iovecs := unsafe.Slice(h.Iov, h.Iovlen)
 	s.setControl(i, 1, 0)
 	for ; len(iovecs) >= 2; iovecs = iovecs[2:] { // header and payload
-		single[0].hdr.Iov = &iovecs[0]
-		single[0].hdr.SetIovlen(2)
-		part := message{frame: m.frame, segments: 1, bytes: int(iovecs[0].Len + iovecs[1].Len)}
-		n, errno := sendmmsg(s.fd, single)
-		if errno == unix.EAGAIN {
-			waitWritable(s.fd)
-			n, errno = sendmmsg(s.fd, single)
-		}
-		part.settle(errno == 0 && n == 1)
+		h.Iov = &iovecs[0]
+		h.SetIovlen(2)
+		s.sendPart(i, int(iovecs[0].Len+iovecs[1].Len))
 	}
 	if errno != unix.EMSGSIZE && m.frame.Refused == 0 {
 		s.gso = false

@@ -2,6 +2,7 @@ package encap
 
 import (
 	"fmt"
+	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ const maxDatagram = 65536 - outerUDPLen
 
 // A receiveRing is what one recvmmsg(2) fills besides the frames' bytes.
 type receiveRing struct {
+	front   int // bytes that come before a datagram's payload, which is to lie at Headroom
 	msgs    [receiveBatch]mmsghdr
 	iovecs  [receiveBatch]unix.Iovec
 	names   [receiveBatch]sockaddr
@@ -25,7 +27,8 @@ type receiveRing struct {
 	slots   [receiveBatch][]byte
 }
 
-func (r *receiveRing) init() {
+func (r *receiveRing) init(front int) {
+	r.front = front
 	for i := range r.msgs {
 		h := &r.msgs[i].hdr
 		h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
@@ -45,8 +48,8 @@ func (r *receiveRing) arm(b *packet.Batch) int {
 		}
 		b.Claim(len(slot))
 		r.slots[i] = slot
-		r.iovecs[i].Base = &slot[packet.Headroom]
-		r.iovecs[i].SetLen(maxDatagram)
+		r.iovecs[i].Base = &slot[packet.Headroom-r.front]
+		r.iovecs[i].SetLen(r.front + maxDatagram)
 		h := &r.msgs[i].hdr
 		h.Namelen = unix.SizeofSockaddrInet6
 		h.SetControllen(controlLen)
@@ -79,25 +82,42 @@ func (u *Underlay) Read(b *packet.Batch) (int, error) {
 
 // split appends the frames of message i to the batch.
 func (u *Underlay) split(b *packet.Batch, i int) {
-	m, slot := &u.recv.msgs[i], u.recv.slots[i]
-	end := packet.Headroom + int(m.len)
+	m := &u.recv.msgs[i]
 	size, tos := readControl(u.recv.control[i][:m.hdr.Controllen])
-	hint := 0
-	if size <= 0 || size >= int(m.len) {
-		size = int(m.len)
-	} else if u.framing.DatagramLen(slot[packet.Headroom:end]) == int(m.len) {
+	j := joined{
+		slot: u.recv.slots[i], start: packet.Headroom, end: packet.Headroom + int(m.len), size: size, tos: tos,
+		remote: addrPort(&u.recv.names[i]), truncated: m.hdr.Flags&unix.MSG_TRUNC != 0,
+	}
+	j.split(b, u.framing)
+}
+
+// A joined is what the kernel hands over as one: a datagram, several of one flow, or one that was never cut.
+type joined struct {
+	slot       []byte // its payload is slot[start:end]
+	start, end int    // start is at Headroom or behind it
+	size       int    // of each datagram but the last, or of the inner segments if it was never cut; 0: unknown
+	whole      bool   // known not to be joined
+	remote     netip.AddrPort
+	tos        uint8
+	truncated  bool
+}
+
+// split appends the frames to the batch.
+func (j *joined) split(b *packet.Batch, framing Framing) {
+	size, length, hint := j.size, j.end-j.start, 0
+	if size <= 0 || size >= length {
+		size = length
+	} else if j.whole || framing.DatagramLen(j.slot[j.start:j.end]) == length {
 		// Not joined but never cut: a super-packet of a kernel peer on the same machine, and
 		// the size is that of its inner segments.
-		size, hint = int(m.len), size
+		size, hint = length, size
 	}
-	remote := addrPort(&u.recv.names[i])
 	room := packet.Headroom
-	for start := packet.Headroom; ; start += size {
-		f := b.Append(slot[start-room:], room, room+min(size, end-start))
+	for start := j.start; ; start += size {
+		f := b.Append(j.slot[start-room:], room, room+min(size, j.end-start))
 		room = 0 // in front of the others lies another frame
-		f.Remote, f.OuterTOS, f.SegmentHint = remote, tos, hint
-		f.Truncated = m.hdr.Flags&unix.MSG_TRUNC != 0
-		if start+size >= end {
+		f.Remote, f.OuterTOS, f.SegmentHint, f.Truncated = j.remote, j.tos, hint, j.truncated
+		if start+size >= j.end {
 			return
 		}
 	}

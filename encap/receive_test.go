@@ -20,7 +20,7 @@ func crafted(t *testing.T, data []byte, gsoSize int, flags int32) []*packet.Fram
 func craftedFor(t *testing.T, framing Framing, data []byte, gsoSize int, flags int32) []*packet.Frame {
 	t.Helper()
 	u := &Underlay{framing: framing}
-	u.recv.init()
+	u.recv.init(0)
 	b := packet.NewBatch(0)
 	if u.recv.arm(b) != 1 {
 		t.Fatal("a batch of one slot takes another number of messages")

@@ -1,6 +1,7 @@
 package encap
 
 import (
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,14 +24,19 @@ const (
 	writableWait = 5
 )
 
-// A sender is one sending socket with the messages queued for it.
+// A queue is a socket with the messages that wait to be sent by it.
+type queue struct {
+	fd    int
+	count int
+	msgs  [maxMessages]mmsghdr
+	meta  [maxMessages]message
+}
+
+// A sender is one sending UDP socket.
 type sender struct {
-	fd     int
+	queue
 	family *family
 	gso    bool // UDP_SEGMENT works on this socket
-	count  int
-	msgs   [maxMessages]mmsghdr
-	meta   [maxMessages]message
 	names  [maxMessages]sockaddr
 	ctl    [maxMessages][controlLen]byte
 }
@@ -58,9 +64,15 @@ func (a *sendArena) init() {
 
 func (a *sendArena) reset() { a.nIovecs, a.nHeader = 0, 0 }
 
-// hasRoom reports whether segments with headers of headerLen bytes each still fit.
-func (a *sendArena) hasRoom(segments, headerLen int) bool {
-	return a.nIovecs+2*segments <= len(a.iovecs) && a.nHeader+segments*headerLen <= len(a.headers)
+// hasRoom reports whether so many iovecs and header bytes still fit.
+func (a *sendArena) hasRoom(iovecs, headers int) bool {
+	return a.nIovecs+iovecs <= len(a.iovecs) && a.nHeader+headers <= len(a.headers)
+}
+
+// header takes n bytes of headers.
+func (a *sendArena) header(n int) []byte {
+	a.nHeader += n
+	return a.headers[a.nHeader-n : a.nHeader]
 }
 
 func (a *sendArena) iovec(b []byte) {
@@ -87,8 +99,8 @@ func (u *Underlay) queue(f *packet.Frame) {
 }
 
 // reserve makes room for one more message of s, by sending what is queued if need be.
-func (u *Underlay) reserve(s *sender, segments, headerLen int) {
-	if s.count == maxMessages || !u.out.hasRoom(segments, headerLen) {
+func (u *Underlay) reserve(s *sender, iovecs, headers int) {
+	if s.count == maxMessages || !u.out.hasRoom(iovecs, headers) {
 		u.flush()
 	}
 }
@@ -103,47 +115,60 @@ func (u *Underlay) queueSuper(s *sender, f *packet.Frame) {
 		perMessage = max(1, min(maxSegments, s.family.maxPayload/size))
 	}
 	for more := true; more; {
-		u.reserve(s, perMessage, cut.HeaderLen())
-		first, segments, bytes := u.out.nIovecs, 0, 0
-		for segments < perMessage {
-			n, ok := u.cutOne(&cut)
-			if more = ok; !ok {
-				break
-			}
-			segments++
-			bytes += n
-		}
-		if segments > 0 {
+		u.reserve(s, 2*perMessage, perMessage*cut.HeaderLen())
+		first := u.out.nIovecs
+		var segments, bytes int
+		if segments, bytes, more = u.out.cut(&cut, perMessage); segments > 0 {
 			s.add(f, u.out.iovecs[first:u.out.nIovecs], segments, bytes, size)
 		}
 	}
 }
 
+// cut appends the iovecs of the next segments, most of them or what is left, and returns the length of their datagrams
+// together.
+func (a *sendArena) cut(cut *packet.Segmenter, most int) (segments, bytes int, more bool) {
+	for segments < most {
+		n, ok := a.cutOne(cut)
+		if !ok {
+			return segments, bytes, false
+		}
+		segments++
+		bytes += n
+	}
+	return segments, bytes, true
+}
+
 // cutOne appends the next segment's iovecs and returns the datagram's length.
-func (u *Underlay) cutOne(cut *packet.Segmenter) (int, bool) {
-	header := u.out.headers[u.out.nHeader : u.out.nHeader+cut.HeaderLen()]
+func (a *sendArena) cutOne(cut *packet.Segmenter) (int, bool) {
+	header := a.headers[a.nHeader : a.nHeader+cut.HeaderLen()]
 	payload, ok := cut.Next(header)
 	if !ok {
 		return 0, false
 	}
-	u.out.nHeader += len(header)
-	u.out.iovec(header)
+	a.nHeader += len(header)
+	a.iovec(header)
 	if len(payload) > 0 {
-		u.out.iovec(payload)
+		a.iovec(payload)
 	}
 	return len(header) + len(payload), true
 }
 
 // add queues one message. segmentSize is used only for more than one segment.
 func (s *sender) add(f *packet.Frame, iovecs []unix.Iovec, segments, bytes, segmentSize int) {
-	i := s.count
-	s.count++
-	s.meta[i] = message{frame: f, segments: segments, bytes: bytes}
+	i := s.push(f, iovecs, segments, bytes)
 	h := &s.msgs[i].hdr
 	h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.names[i])), putSockaddr(&s.names[i], f.Remote)
-	h.Iov = &iovecs[0]
-	h.SetIovlen(len(iovecs))
 	s.setControl(i, segments, segmentSize)
+}
+
+// push queues a message for which there is room, and returns its index.
+func (q *queue) push(f *packet.Frame, iovecs []unix.Iovec, segments, bytes int) int {
+	i := q.count
+	q.count++
+	q.meta[i] = message{frame: f, segments: segments, bytes: bytes}
+	q.msgs[i].hdr.Iov = &iovecs[0]
+	q.msgs[i].hdr.SetIovlen(len(iovecs))
+	return i
 }
 
 // setControl writes the control messages of message i: the segment size when there are
@@ -168,35 +193,49 @@ func (s *sender) setControl(i, segments, segmentSize int) {
 func (u *Underlay) flush() {
 	for i := range u.senders {
 		if s := &u.senders[i]; s.count > 0 {
-			u.flushSender(s)
+			s.send(func(i int, errno syscall.Errno) { u.sendSingly(s, i, errno) })
 		}
 	}
 	u.out.reset()
 }
 
-func (u *Underlay) flushSender(s *sender) {
+// send sends what is queued. singly sends message i segment by segment: it is called when the kernel refuses the
+// message because of its segments.
+func (q *queue) send(singly func(i int, errno syscall.Errno)) {
 	waited := false
-	for i := 0; i < s.count; {
-		n, errno := sendmmsg(s.fd, s.msgs[i:s.count])
+	for i := 0; i < q.count; {
+		n, errno := sendmmsg(q.fd, q.msgs[i:q.count])
 		switch {
 		case errno == 0 && n > 0:
 			for j := i; j < i+n; j++ {
-				s.meta[j].settle(true)
+				q.meta[j].settle(true)
 			}
 			i += n
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN && !waited:
 			waited = true
-			waitWritable(s.fd)
-		case refusesSegments(errno) && s.meta[i].segments > 1:
-			u.sendSingly(s, i, errno)
+			waitWritable(q.fd)
+		case refusesSegments(errno) && q.meta[i].segments > 1:
+			singly(i, errno)
 			i++
 		default:
-			s.meta[i].settle(false)
+			q.meta[i].settle(false)
 			i++
 		}
 	}
-	s.count = 0
+	q.count = 0
+}
+
+// sendPart sends one segment of message i, which the message consists of now, and settles it.
+func (q *queue) sendPart(i, bytes int) {
+	single := q.msgs[i : i+1]
+	n, errno := sendmmsg(q.fd, single)
+	if errno == unix.EAGAIN {
+		waitWritable(q.fd)
+		n, errno = sendmmsg(q.fd, single)
+	}
+	part := message{frame: q.meta[i].frame, segments: 1, bytes: bytes}
+	part.settle(errno == 0 && n == 1)
 }
 
 // settle notes on the frame what became of the message.

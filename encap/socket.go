@@ -32,10 +32,7 @@ func openReceiver(local netip.AddrPort, first, shared bool) (fd int, gro bool, e
 		}
 	}
 	if err != nil {
-		if errors.Is(err, unix.EADDRINUSE) {
-			err = fmt.Errorf("%w: another tunnel has this port (a kernel VXLAN device, flanneld or a second daemon); remove it or choose another Backend.Port", err)
-		}
-		return -1, false, err
+		return -1, false, explainTaken(err)
 	}
 	forceBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
 	family := familyOf(local.Addr())
@@ -47,19 +44,29 @@ func openReceiver(local netip.AddrPort, first, shared bool) (fd int, gro bool, e
 	return fd, gro, nil
 }
 
+// explainTaken adds what may be behind a port in use.
+func explainTaken(err error) error {
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("%w: another tunnel has this port (a kernel VXLAN device, flanneld or a second daemon); remove it or choose another Backend.Port", err)
+	}
+	return err
+}
+
 // openDeaf returns a socket with a source port of its own. What is sent back to it is dropped by a filter
 // and not queued.
 func openDeaf(local netip.Addr, discovery int) (int, error) {
-	return openUDP(netip.AddrPortFrom(local, 0), discovery, func(fd int) error {
-		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &dropAll)
-	})
+	return openUDP(netip.AddrPortFrom(local, 0), discovery, deafen)
+}
+
+func deafen(fd int) error {
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &dropAll)
 }
 
 // newSender makes a socket ready to send.
 func newSender(fd int, family *family) sender {
 	forceBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
 	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-	return sender{fd: fd, family: family, gso: err == nil}
+	return sender{queue: queue{fd: fd}, family: family, gso: err == nil}
 }
 
 // openUDP returns a bound socket. discovery is the mode of path MTU discovery: for what a tunnel carries

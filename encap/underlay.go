@@ -90,7 +90,7 @@ func openOne(c *Config, first bool) (*Underlay, error) {
 		u.Close()
 		return nil, fmt.Errorf("underlay: %w", err)
 	}
-	u.recv.init()
+	u.recv.init(0)
 	u.out.init()
 	return u, nil
 }
