@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/dataplane/packet"
 )
 
 // A family is what differs between sockets of the two address families. The modes of path MTU discovery have
@@ -13,6 +15,9 @@ import (
 type family struct {
 	domain, level                int
 	receiveTOS, tos, mtuDiscover int // socket options, tos also a control message
+
+	etherType uint16
+	ipLen     int // of the outer IP header, bytes
 
 	// maxPayload is the largest UDP payload, of all segments of one send together.
 	maxPayload int
@@ -22,11 +27,13 @@ var (
 	inet4 = family{
 		domain: unix.AF_INET, level: unix.IPPROTO_IP,
 		receiveTOS: unix.IP_RECVTOS, tos: unix.IP_TOS, mtuDiscover: unix.IP_MTU_DISCOVER,
+		etherType: packet.EtherTypeIPv4, ipLen: outerIPv4Len,
 		maxPayload: 65535 - outerIPv4Len - outerUDPLen,
 	}
 	inet6 = family{
 		domain: unix.AF_INET6, level: unix.IPPROTO_IPV6,
 		receiveTOS: unix.IPV6_RECVTCLASS, tos: unix.IPV6_TCLASS, mtuDiscover: unix.IPV6_MTU_DISCOVER,
+		etherType: packet.EtherTypeIPv6, ipLen: outerIPv6Len,
 		maxPayload: 65535 - outerUDPLen, // the length field does not count the IPv6 header
 	}
 )

@@ -212,8 +212,18 @@ type datagram struct {
 	hint   int
 }
 
+// A port is an underlay of either kind.
+type port interface {
+	Read(*packet.Batch) (int, error)
+	Write(*packet.Batch) error
+	FD() int
+	Offloads() []string
+	Fallbacks() uint64
+	QueueDepth() (bytes, drops uint64, err error)
+}
+
 // receive reads until want frames are there, or fails after a second without one.
-func receive(t testing.TB, u *Underlay, b *packet.Batch, want int) (all []datagram) {
+func receive(t testing.TB, u port, b *packet.Batch, want int) (all []datagram) {
 	t.Helper()
 	for len(all) < want {
 		wait(t, u.FD(), len(all), want)

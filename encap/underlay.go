@@ -147,8 +147,10 @@ func (u *Underlay) Fallbacks() uint64 { return u.fallbacks.Load() }
 
 // QueueDepth returns the bytes that wait in the receive socket and the datagrams that the
 // kernel dropped there because it was full (SO_MEMINFO). It may be called from any goroutine.
-func (u *Underlay) QueueDepth() (bytes, drops uint64, err error) {
-	info, err := socketMemory(u.receiver)
+func (u *Underlay) QueueDepth() (bytes, drops uint64, err error) { return queueDepth(u.receiver) }
+
+func queueDepth(fd int) (bytes, drops uint64, err error) {
+	info, err := socketMemory(fd)
 	if err != nil {
 		return 0, 0, fmt.Errorf("underlay: SO_MEMINFO: %w", err)
 	}

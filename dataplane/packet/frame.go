@@ -174,6 +174,7 @@ type VNet struct {
 // virtio_net_hdr flags and GSO types (include/uapi/linux/virtio_net.h).
 const (
 	VNetNeedsCsum = 1
+	VNetDataValid = 2 // somebody has verified the checksum
 
 	GSONone  = 0
 	GSOTCPv4 = 1
