@@ -1,6 +1,7 @@
 # make build   the binaries, in bin/
 # make demo    three nodes, two pods each, on this machine: shows that it works (root);
-#              FAMILY=v4|v6|dual BACKEND=vxlan|udp STORE=gossip|file ROUTED=true|false DEVICE=tap|tun|water
+#              FAMILY=v4|v6|dual BACKEND=vxlan|udp STORE=gossip|file ROUTED=true|false UNDERLAY=udp|packet
+#              DEVICE=tap|tun|water
 # make test    all tests (root)
 # make fuzz    every fuzzer for FUZZTIME each (default 30s)
 # make lint    gofmt, vet, staticcheck, import boundaries
@@ -12,6 +13,7 @@ BACKEND  ?= vxlan
 STORE    ?= gossip
 ROUTED   ?= false
 DEVICE   ?= tap
+UNDERLAY ?= udp
 RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
@@ -23,7 +25,7 @@ build:
 
 demo: need-root build
 	$(GO) build -o bin/demo ./scripts/demo
-	@bin/demo -tulle bin/tulle -family $(FAMILY) -backend $(BACKEND) -store $(STORE) -routed=$(ROUTED) -device $(DEVICE)
+	@bin/demo -tulle bin/tulle -family $(FAMILY) -backend $(BACKEND) -store $(STORE) -routed=$(ROUTED) -underlay $(UNDERLAY) -device $(DEVICE)
 
 # The lab's tests take turns on the machine's namespaces, so the packages run one at a time. The end-to-end tests start a
 # process for each command: all of them run without the race detector, and those with the most concurrency with it too.

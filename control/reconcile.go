@@ -7,8 +7,6 @@ import (
 	"maps"
 	"sync"
 	"time"
-
-	"github.com/vishvananda/netlink"
 )
 
 const (
@@ -16,8 +14,6 @@ const (
 	resyncInterval = 400 * time.Millisecond
 	// settleTime lets a burst of announcements end before it is looked into.
 	settleTime = 5 * time.Millisecond
-	// resubscribeDelay is waited before a broken subscription is renewed.
-	resubscribeDelay = 200 * time.Millisecond
 )
 
 // A Reconciler keeps the kernel's state what it has to be: it compares all of it after each announcement of the
@@ -99,7 +95,7 @@ func (r *Reconciler) apply() (State, bool) {
 func (r *Reconciler) Run(ctx context.Context) error {
 	r.Wake()
 	var wg sync.WaitGroup
-	wg.Go(func() { r.watch(ctx) })
+	wg.Go(func() { watch(ctx, false, r.Wake) })
 	defer wg.Wait()
 	ticker := time.NewTicker(resyncInterval)
 	defer ticker.Stop()
@@ -115,64 +111,4 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			r.reached(state)
 		}
 	}
-}
-
-// watch turns the kernel's announcements into wake-ups. A subscription that breaks (its buffer ran over) is renewed.
-func (r *Reconciler) watch(ctx context.Context) {
-	for ctx.Err() == nil {
-		if err := r.subscribe(ctx); err != nil {
-			slog.Warn("kernel announcements missed; looking at everything", "error", err)
-		}
-		r.Wake()
-		select {
-		case <-ctx.Done():
-		case <-time.After(resubscribeDelay):
-		}
-	}
-}
-
-// subscribe wakes Run for each announcement until ctx ends or the subscription breaks.
-func (r *Reconciler) subscribe(ctx context.Context) error {
-	done := make(chan struct{})
-	defer close(done)
-	broken := make(chan error, 3)
-	fail := func(err error) {
-		select {
-		case broken <- err:
-		default:
-		}
-	}
-	links, addrs, routes := make(chan netlink.LinkUpdate), make(chan netlink.AddrUpdate), make(chan netlink.RouteUpdate)
-	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: fail}); err != nil {
-		return fmt.Errorf("subscribe to links: %w", err)
-	}
-	defer drain(links)
-	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: fail}); err != nil {
-		return fmt.Errorf("subscribe to addresses: %w", err)
-	}
-	defer drain(addrs)
-	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: fail}); err != nil {
-		return fmt.Errorf("subscribe to routes: %w", err)
-	}
-	defer drain(routes)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-broken:
-			return err
-		case <-links:
-		case <-addrs:
-		case <-routes:
-		}
-		r.Wake()
-	}
-}
-
-// drain lets the library's goroutine end that may be sending; it closes the channel when it does.
-func drain[T any](c <-chan T) {
-	go func() {
-		for range c {
-		}
-	}()
 }

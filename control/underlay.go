@@ -13,6 +13,7 @@ import (
 // An UnderlayLink is the link and the addresses that carry the tunnel.
 type UnderlayLink struct {
 	Name  string
+	Index int        // while the link is not made again
 	Addr  netip.Addr // zero without IPv4
 	Addr6 netip.Addr // zero without IPv6
 	MTU   int        // bytes
@@ -45,7 +46,7 @@ func FindUnderlay(q UnderlayQuery) (UnderlayLink, error) {
 	if err != nil {
 		return UnderlayLink{}, err
 	}
-	found := UnderlayLink{Name: link.Attrs().Name, MTU: link.Attrs().MTU}
+	found := UnderlayLink{Name: link.Attrs().Name, Index: link.Attrs().Index, MTU: link.Attrs().MTU}
 	if q.IPv4 {
 		if found.Addr, err = underlay4.addr(link, q.PublicIP); err != nil {
 			return UnderlayLink{}, err

@@ -33,6 +33,7 @@ type daemonConfig struct {
 	subnetFile  string
 	metricsAddr string
 	device      tap.Kind
+	underlay    string // underlayUDP or underlayPacket
 	workers     int
 	keep        bool
 	copyDSCP    bool
@@ -138,6 +139,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		func(ctx context.Context) error { return d.forwarder.run(ctx, d.reconciler.Wake) },
 		d.forwarder.sweep, func(ctx context.Context) error { return d.forwarder.prober.run(ctx, d.network.setPathMTU) },
 		d.reconciler.Run, api.run, metrics.run,
+	}
+	if raw := d.forwarder.raw; raw != nil {
+		parts = append(parts, raw.resolver.Run)
 	}
 	if d.gossip != nil {
 		parts = append(parts, func(ctx context.Context) error { return d.gossip.Run(ctx, d.network.setGossip) })

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -40,8 +38,9 @@ type tunnelCodec interface {
 // long as it does; TAP and engine are made again when somebody removes the TAP. Its methods are safe for concurrent use.
 type forwarder struct {
 	config     *daemonConfig
-	underlays  []*encap.Underlay // one for each worker; none without IPv4
-	underlays6 []*encap.Underlay // none without IPv6
+	underlays  []underlay   // one for each worker; none without IPv4
+	underlays6 []underlay   // none without IPv6
+	raw        *rawUnderlay // what only raw underlays need; else nil
 	flows      *conntrack.Table
 	prober     *prober
 	now        func() time.Duration // monotonic, the engine's and the flows' clock
@@ -73,30 +72,6 @@ func openForwarder(c *daemonConfig) (*forwarder, error) {
 		return nil, errors.Join(err, f.close(false))
 	}
 	return f, nil
-}
-
-// openUnderlays opens the sockets of each family that the node has.
-func (f *forwarder) openUnderlays() (err error) {
-	c := f.config
-	var locals []netip.AddrPort
-	for _, family := range []struct {
-		local netip.Addr
-		to    *[]*encap.Underlay
-	}{{c.link.Addr, &f.underlays}, {c.link.Addr6, &f.underlays6}} {
-		if !family.local.IsValid() {
-			continue
-		}
-		local := netip.AddrPortFrom(family.local, c.port)
-		locals = append(locals, local)
-		*family.to, err = encap.Open(encap.Config{
-			Local: local, Framing: c.codec, Workers: c.workers, FixedSource: c.plainUDP(),
-		})
-		if err != nil {
-			return err
-		}
-	}
-	f.prober, err = newProber(c.codec, f.now, c.plainUDP(), locals...)
-	return err
 }
 
 // openTAP makes the TAP and an engine for it, with the tables that were published last.
@@ -188,6 +163,9 @@ func (f *forwarder) publish(set *tables.Set) {
 	f.set = set
 	f.engine.Publish(set)
 	f.prober.follow(set)
+	if f.raw != nil {
+		f.raw.follow(set)
+	}
 }
 
 // tables returns the published tables, or nil.
@@ -218,11 +196,6 @@ func (f *forwarder) counters(ctx context.Context) (dataplane.Counters, error) {
 		return dataplane.Counters{}, err
 	}
 	return dataplane.Sum(append(all, past)), nil
-}
-
-// allUnderlays lists those of both families.
-func (f *forwarder) allUnderlays() []*encap.Underlay {
-	return slices.Concat(f.underlays, f.underlays6)
 }
 
 // tableReport says how full the flow table is and what became of flows.

@@ -38,30 +38,19 @@ subnets. The machine's own network is not touched.`,
 	return c
 }
 
-// oneValue is a flag that has one value today.
-type oneValue struct{ name, supported, value string }
-
-func (v *oneValue) check() error {
-	if v.value != v.supported {
-		return usageError("tulle lab up: --%s %s: not supported (have: %s)", v.name, v.value, v.supported)
-	}
-	return nil
-}
-
 func newLabUpCommand(dir *string) *cobra.Command {
 	var config lab.Config
 	var kernel []int
-	ones := []*oneValue{{name: "underlay", supported: "udp"}}
+	var underlay string
 	c := &cobra.Command{
 		Use:   "up --nodes N --pods M",
 		Short: "build a lab and start its daemons",
 		Args:  noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			for _, v := range ones {
-				if err := v.check(); err != nil {
-					return err
-				}
+			if underlay != underlayUDP && underlay != underlayPacket {
+				return usageError("tulle lab up: --underlay %s: unknown (allowed: udp, packet)", underlay)
 			}
+			config.NodeArgs = []string{"--underlay", underlay}
 			config.Dir, config.Kernel, config.Progress = *dir, map[int]bool{}, c.ErrOrStderr()
 			for _, number := range kernel {
 				config.Kernel[number] = true
@@ -82,9 +71,7 @@ func newLabUpCommand(dir *string) *cobra.Command {
 		"numbers of nodes without daemon: kernel VXLAN devices, set up as flannel's, or with --backend udp a flannelpeer")
 	f.StringVar(&config.FlannelPeer, "flannel-peer", "",
 		"the flannelpeer binary (go build ./scripts/lab/flannelpeer), for --kernel with --backend udp")
-	for _, v := range ones {
-		f.StringVar(&v.value, v.name, v.supported, "only "+v.supported+" today")
-	}
+	f.StringVar(&underlay, "underlay", underlayUDP, "sockets of the daemons that carry the tunnel: udp or packet")
 	return c
 }
 

@@ -99,7 +99,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory of this node's identity and claims, which outlive the daemon")
 	f.StringVar(&o.subnetFile, "subnet-file", "", "flannel's subnet.env, written once the node forwards (default: RUN-DIR/subnet.env)")
 	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9470", "address of /metrics, /healthz and /readyz; empty for none")
-	f.StringVar(&o.underlay, "underlay", "udp", "sockets that carry the tunnel: udp")
+	f.StringVar(&o.underlay, "underlay", underlayUDP, "sockets that carry the tunnel: udp, or packet (whole frames on raw sockets of one Ethernet link)")
 	f.StringVar(&o.device, "device", "tap", "device towards the kernel: tap; tun or water for comparison, which can do less (see cannot in tulle status)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -126,7 +126,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, device: tap.Kind(o.device), workers: o.workers, keep: o.keep, copyDSCP: o.copyDSCP,
+		peersFile: o.peers, runDir: o.runDir, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, keep: o.keep, copyDSCP: o.copyDSCP,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {
@@ -217,8 +217,8 @@ func (o *nodeOptions) gossipConfig() (*gossipConfig, error) {
 // check refuses what this version cannot do.
 func (o *nodeOptions) check() error {
 	switch {
-	case o.underlay != "udp":
-		return usageError("--underlay %s: unknown (allowed: udp)", o.underlay)
+	case o.underlay != underlayUDP && o.underlay != underlayPacket:
+		return usageError("--underlay %s: unknown (allowed: udp, packet)", o.underlay)
 	case o.workers < 1 || o.workers > maxWorkers:
 		return usageError("--workers %d: out of range (allowed: 1 to %d)", o.workers, maxWorkers)
 	case o.gossipPort < 1 || o.gossipPort > 65535:

@@ -73,16 +73,6 @@ type tapReport struct {
 	Lost    uint64 `json:"lost"` // of those read, by the device's library: they are in no other counter
 }
 
-type underlayReport struct {
-	Kind        string   `json:"kind"`
-	Link        string   `json:"link"`
-	LinkMTU     int      `json:"linkMTU"`
-	Offloads    []string `json:"offloads"`
-	Fallbacks   uint64   `json:"fallbacks"`   // super-packets sent without UDP_SEGMENT because it was refused
-	QueuedBytes uint64   `json:"queuedBytes"` // in the receive sockets now
-	SocketDrops uint64   `json:"socketDrops"` // datagrams that found them full
-}
-
 type engineReport struct {
 	Generation uint64           `json:"generation"` // of the tables
 	Workers    int              `json:"workers"`
@@ -129,6 +119,7 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 	if r.Underlay, err = d.underlayReport(); err != nil {
 		return nil, err
 	}
+	r.Problems = append(r.Problems, r.Underlay.NoNextHop...)
 	if err := d.ready(); err != nil {
 		r.NotReady = err.Error()
 	}
@@ -169,20 +160,6 @@ func (d *daemon) engineReport(total *dataplane.Counters) engineReport {
 		r.Ports = append(r.Ports, portReport{dataplane.Side(side).String(), p})
 	}
 	return r
-}
-
-func (d *daemon) underlayReport() (underlayReport, error) {
-	r := underlayReport{Kind: "udp", Link: d.config.link.Name, LinkMTU: d.config.link.MTU, Offloads: d.forwarder.allUnderlays()[0].Offloads()}
-	for _, u := range d.forwarder.allUnderlays() {
-		bytes, drops, err := u.QueueDepth()
-		if err != nil {
-			return r, err
-		}
-		r.Fallbacks += u.Fallbacks()
-		r.QueuedBytes += bytes
-		r.SocketDrops += drops
-	}
-	return r, nil
 }
 
 // A peersReport is the answer to tulle peers.

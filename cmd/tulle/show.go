@@ -125,6 +125,8 @@ func writeStatus(out io.Writer, r *statusReport) error {
 	u := r.Underlay
 	fmt.Fprintf(w, "underlay\t%s on %s (%s, MTU %d): %s; %d fallbacks, %d bytes queued, %d dropped by full sockets\n",
 		u.Kind, both(n.PublicIP, n.PublicIPv6), u.Link, u.LinkMTU, strings.Join(u.Offloads, " "), u.Fallbacks, u.QueuedBytes, u.SocketDrops)
+	fmt.Fprintf(w, "limits\t%s\n", strings.Join(u.Limits, "; "))
+	writeCounts(w, "outer drops", u.OuterDrops)
 	l := r.Engine.Ledger
 	fmt.Fprintf(w, "ledger\tin %d + generated %d = out %d + consumed %d + dropped %d + queued %d: %s\n",
 		l.In, l.Generated, l.Out, l.Consumed, l.Dropped, l.Queued, map[bool]string{true: "balanced", false: "NOT BALANCED"}[r.Engine.Balanced])

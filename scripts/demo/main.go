@@ -28,6 +28,7 @@ func main() {
 	family := flag.String("family", lab.FamilyV4, "addresses of underlay and pods: v4, v6 or dual")
 	backend := flag.String("backend", lab.BackendVXLAN, "how packets get from node to node: vxlan or udp")
 	device := flag.String("device", lab.DeviceTAP, "what the daemons have towards their kernels: tap, tun or water")
+	underlay := flag.String("underlay", "udp", "sockets of the daemons that carry the tunnel: udp or packet")
 	routed := flag.Bool("routed", false, "put a router between the nodes")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -45,7 +46,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	c := lab.Config{Dir: *dir, Nodes: 3, Pods: 2, Store: *store, Family: *family, Backend: *backend, Device: *device, Routed: *routed,
-		Executable: *tulle, Ephemeral: true, Progress: os.Stderr}
+		NodeArgs: []string{"--underlay", *underlay}, Executable: *tulle, Ephemeral: true, Progress: os.Stderr}
 	if err := c.Check(); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(2)

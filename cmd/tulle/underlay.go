@@ -1,0 +1,172 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+
+	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/dataplane"
+	"github.com/tulle-net/tulle/dataplane/tables"
+	"github.com/tulle-net/tulle/encap"
+)
+
+// The kinds of underlay, values of --underlay.
+const (
+	underlayUDP    = "udp"
+	underlayPacket = "packet"
+)
+
+// An underlay is one worker's, of one family and of either kind.
+type underlay interface {
+	dataplane.Port
+	Offloads() []string
+	Fallbacks() uint64
+	QueueDepth() (bytes, drops uint64, err error)
+}
+
+// A rawUnderlay is what the raw underlays of all workers and families share: where frames go.
+type rawUnderlay struct {
+	all      []*encap.PacketUnderlay
+	nextHops encap.NextHops
+	resolver *control.Resolver
+	link     int // that all are bound to; the resolver's goroutine's alone
+}
+
+// openUnderlays opens the sockets of each family that the node has.
+func (f *forwarder) openUnderlays() (err error) {
+	c := f.config
+	if c.underlay == underlayPacket {
+		f.raw = &rawUnderlay{link: c.link.Index}
+		f.raw.resolver = control.NewResolver(c.link, f.raw.take)
+	}
+	var locals []netip.AddrPort
+	for _, family := range []struct {
+		local netip.Addr
+		to    *[]underlay
+	}{{c.link.Addr, &f.underlays}, {c.link.Addr6, &f.underlays6}} {
+		if !family.local.IsValid() {
+			continue
+		}
+		local := netip.AddrPortFrom(family.local, c.port)
+		locals = append(locals, local)
+		if *family.to, err = f.openFamily(local); err != nil {
+			return err
+		}
+	}
+	f.prober, err = newProber(c.codec, f.now, c.plainUDP(), locals...)
+	return err
+}
+
+func (f *forwarder) openFamily(local netip.AddrPort) ([]underlay, error) {
+	c := f.config
+	config := encap.Config{Local: local, Framing: c.codec, Workers: c.workers, FixedSource: c.plainUDP()}
+	if f.raw == nil {
+		all, err := encap.Open(config)
+		return underlaysOf(all), err
+	}
+	all, err := encap.OpenPacket(encap.PacketConfig{Config: config, Link: f.raw.link, NextHops: &f.raw.nextHops, Clock: f.now})
+	f.raw.all = append(f.raw.all, all...)
+	return underlaysOf(all), err
+}
+
+func underlaysOf[U underlay](all []U) (list []underlay) {
+	for _, u := range all {
+		list = append(list, u)
+	}
+	return list
+}
+
+// allUnderlays lists those of both families.
+func (f *forwarder) allUnderlays() []underlay { return slices.Concat(f.underlays, f.underlays6) }
+
+// follow makes the outer addresses of the tables those that are resolved.
+func (r *rawUnderlay) follow(set *tables.Set) {
+	var addrs []netip.Addr
+	if set != nil {
+		for p := range set.AllPeers() {
+			addrs = append(addrs, p.Endpoint.Addr())
+		}
+	}
+	r.resolver.Want(addrs)
+}
+
+// take hands the resolver's next hops to the ports, and moves these to the link if that was made again.
+func (r *rawUnderlay) take(h control.Hops) error {
+	next := make(map[netip.Addr]encap.NextHop, len(h.Next))
+	for addr, hop := range h.Next {
+		next[addr] = encap.NextHop(hop)
+	}
+	r.nextHops.Publish(next)
+	if h.Link == 0 || h.Link == r.link {
+		return nil
+	}
+	var errs []error
+	for _, u := range r.all {
+		errs = append(errs, u.Rebind(h.Link))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	r.link = h.Link
+	return nil
+}
+
+type underlayReport struct {
+	Kind        string   `json:"kind"`
+	Link        string   `json:"link"`
+	LinkMTU     int      `json:"linkMTU"`
+	Offloads    []string `json:"offloads"`
+	Limits      []string `json:"limits"`      // what this kind cannot do
+	Fallbacks   uint64   `json:"fallbacks"`   // super-packets sent segment by segment because sending them whole was refused
+	QueuedBytes uint64   `json:"queuedBytes"` // in the receive sockets now
+	SocketDrops uint64   `json:"socketDrops"` // datagrams that found them full
+	// OuterDrops are packets with a wrong outer header, or fragments without the rest, by reason. With UDP sockets the
+	// kernel drops these and counts them for all of UDP and IP.
+	OuterDrops map[string]uint64 `json:"outerDrops"`
+	// NoNextHop says which outer addresses cannot be sent to, and why.
+	NoNextHop []string `json:"noNextHop,omitempty"`
+}
+
+func (d *daemon) underlayReport() (underlayReport, error) {
+	f, c := d.forwarder, d.config
+	r := underlayReport{Kind: c.underlay, Link: c.link.Name, LinkMTU: c.link.MTU, Offloads: f.allUnderlays()[0].Offloads(),
+		Limits: c.underlayLimits(), OuterDrops: map[string]uint64{}}
+	for _, u := range f.allUnderlays() {
+		bytes, drops, err := u.QueueDepth()
+		if err != nil {
+			return r, err
+		}
+		r.Fallbacks += u.Fallbacks()
+		r.QueuedBytes += bytes
+		r.SocketDrops += drops
+	}
+	if f.raw != nil {
+		f.raw.report(&r)
+	}
+	return r, nil
+}
+
+func (r *rawUnderlay) report(to *underlayReport) {
+	for _, u := range r.all {
+		for v, n := range u.OuterDrops() {
+			to.OuterDrops[v.String()] += n
+		}
+	}
+	to.NoNextHop = r.resolver.Problems()
+}
+
+// underlayLimits says what the kind of underlay cannot do.
+func (c *daemonConfig) underlayLimits() []string {
+	switch {
+	case c.underlay == underlayPacket:
+		return []string{
+			"all peers have to be reached by " + c.link.Name,
+			"the node's firewall and IPsec do not see the tunnel's packets",
+			"what comes in counts among UDP's InErrors of the kernel",
+		}
+	case c.plainUDP():
+		return []string{"one outer source port, as flannel's"}
+	}
+	return []string{"16 outer source ports"}
+}
