@@ -25,11 +25,12 @@ type memFrame struct {
 // counters have something independent to agree with.
 type memPort struct {
 	fd      int
-	refuse  int        // every refuse-th write is refused; 0 for none
-	onWrite func()     // called at the start of each Write
-	gone    error      // returned by Read
-	discard bool       // keep nothing of what is written
-	mu      sync.Mutex // guards the rest: tests look while a worker runs
+	refuse  int            // every refuse-th write is refused; 0 for none
+	reason  packet.Verdict // of that
+	onWrite func()         // called at the start of each Write
+	gone    error          // returned by Read
+	discard bool           // keep nothing of what is written
+	mu      sync.Mutex     // guards the rest: tests look while a worker runs
 	in, out []memFrame
 	writes  int
 	word    [8]byte // for the eventfd
@@ -103,7 +104,7 @@ func (p *memPort) Write(b *packet.Batch) error {
 		f.Sent, f.Refused, f.SentBytes = 0, 0, 0
 		p.writes++
 		if p.refuse > 0 && p.writes%p.refuse == 0 {
-			f.Refused = f.Segments
+			f.Refused, f.RefusedAs = f.Segments, p.reason
 			continue
 		}
 		p.write(f)

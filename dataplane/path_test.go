@@ -115,6 +115,7 @@ var verdictCases = []verdictCase{
 	{"nobody's subnet", TAP, outTo("10.0.9.9"), packet.DropReject, 1, nil},
 	{"TAP refuses", Underlay, inFrom("10.0.2.9", "10.0.1.9"), packet.DropTAPWrite, 1, func(r *rig) { r.tap().refuse = 1 }},
 	{"underlay refuses", TAP, func(t testing.TB) memFrame { return tcpSuper(t, "10.0.1.9", "10.0.2.9", 5000, 1400) }, packet.DropUnderlaySend, 4, func(r *rig) { r.underlay().refuse = 1 }},
+	{"underlay knows no next hop", TAP, func(t testing.TB) memFrame { return tcpSuper(t, "10.0.1.9", "10.0.2.9", 5000, 1400) }, packet.DropNextHop, 4, func(r *rig) { r.underlay().refuse, r.underlay().reason = 1, packet.DropNextHop }},
 }
 
 // kernelSuper is what a kernel VXLAN peer on the same machine sends: 4,200 bytes of TCP in one datagram, with the pseudo-header

@@ -66,9 +66,12 @@ func (s Side) sent() packet.Verdict {
 	return packet.Encapsulated
 }
 
-// refused is the verdict of a packet that the side's port did not take.
-func (s Side) refused() packet.Verdict {
-	if s == TAP {
+// refused is the verdict of segments that the side's port did not take.
+func (s Side) refused(f *packet.Frame) packet.Verdict {
+	switch {
+	case f.RefusedAs != packet.None:
+		return f.RefusedAs
+	case s == TAP:
 		return packet.DropTAPWrite
 	}
 	return packet.DropUnderlaySend

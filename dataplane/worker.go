@@ -261,12 +261,12 @@ func (w *worker) flush(side Side) error {
 		out.SegmentsOut += uint64(f.Sent)
 		out.BytesOut += uint64(f.SentBytes)
 		w.count.Verdicts[side.sent()] += uint64(f.Sent)
-		w.count.Verdicts[side.refused()] += uint64(f.Refused)
+		w.count.Verdicts[side.refused(f)] += uint64(f.Refused)
 		if f.Sent > 0 {
 			w.seeAside(AtSent, f, side.sent())
 		}
 		if f.Refused > 0 {
-			w.seeAside(AtDrop, f, side.refused())
+			w.seeAside(AtDrop, f, side.refused(f))
 		}
 	}
 	batch.Reset()

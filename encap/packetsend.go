@@ -21,11 +21,13 @@ const (
 func (u *PacketUnderlay) Write(b *packet.Batch) error {
 	u.hops = u.nextHops.load()
 	for _, f := range b.Frames {
-		f.Sent, f.Refused, f.SentBytes = 0, 0, 0
+		f.Sent, f.Refused, f.SentBytes, f.RefusedAs = 0, 0, 0, packet.None
 		hop, ok := u.hops[f.Remote.Addr().Unmap()]
 		switch {
-		case !ok || familyOf(f.Remote.Addr()) != u.family || f.Remote.Port() == 0:
+		case familyOf(f.Remote.Addr()) != u.family || f.Remote.Port() == 0:
 			f.Refused = f.Segments
+		case !ok:
+			f.Refused, f.RefusedAs = f.Segments, packet.DropNextHop
 		case f.VNet.GSOType == packet.GSONone:
 			u.queueOne(f, &hop)
 		default:

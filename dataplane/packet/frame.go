@@ -101,6 +101,8 @@ type Frame struct {
 	// Result of the last Port.Write: wire segments that left and that the port refused,
 	// and the bytes that left.
 	Sent, Refused, SentBytes int
+	// RefusedAs is why the port refused segments, None if it has no reason of its own.
+	RefusedAs Verdict
 }
 
 // Bytes returns the frame: the Ethernet header first, or the encapsulation header

@@ -62,6 +62,7 @@ const (
 	DropTTL          // TTL or hop limit used up
 	DropTooBig       // larger than the path to the peer, and may not be fragmented
 	DropTAPWrite     // the TAP refused the frame
+	DropNextHop      // the underlay does not know which neighbour leads to the peer
 	DropUnderlaySend // the underlay socket refused the datagram
 
 	NumVerdicts = iota + 1 // number of verdicts, None included
@@ -110,6 +111,7 @@ var verdictNames = [NumVerdicts]string{
 	DropTTL:              "drop_ttl",
 	DropTooBig:           "drop_too_big",
 	DropTAPWrite:         "drop_tap_write",
+	DropNextHop:          "drop_next_hop",
 	DropUnderlaySend:     "drop_underlay_send",
 }
 
