@@ -136,7 +136,7 @@ func TestUncutKernelSuperPackets(t *testing.T) {
 
 // checkUncut reads until a super-packet comes, past what the kernel says to its neighbours. A kernel takes its time to
 // get links and addresses ready, so it is sent until it arrives.
-func checkUncut(t *testing.T, u *Underlay, from netip.Addr, total, size int, send func()) {
+func checkUncut(t *testing.T, u port, from netip.Addr, total, size int, send func()) {
 	t.Helper()
 	b := packet.NewBatch(1 << 21)
 	fds := []unix.PollFd{{Fd: int32(u.FD()), Events: unix.POLLIN}}

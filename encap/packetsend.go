@@ -19,7 +19,7 @@ const (
 // Write sends each frame to the next hop of its Remote. Super-packets leave as one GSO frame of equal datagrams, which the
 // device or the kernel cuts; their outer checksums are finished there too.
 func (u *PacketUnderlay) Write(b *packet.Batch) error {
-	u.hops = u.nextHops.load()
+	u.hops, u.waited = u.nextHops.load(), false
 	for _, f := range b.Frames {
 		f.Sent, f.Refused, f.SentBytes, f.RefusedAs = 0, 0, 0, packet.None
 		hop, ok := u.hops[f.Remote.Addr().Unmap()]

@@ -19,17 +19,18 @@ const (
 	maxIovecs   = 4096
 	headerArena = 256 << 10
 
-	// writableWait bounds how long a worker waits for a full socket buffer, in
+	// writableWait bounds how long a worker waits for a full socket buffer in one turn, in
 	// milliseconds; then the datagrams are dropped and counted.
 	writableWait = 5
 )
 
 // A queue is a socket with the messages that wait to be sent by it.
 type queue struct {
-	fd    int
-	count int
-	msgs  [maxMessages]mmsghdr
-	meta  [maxMessages]message
+	fd     int
+	waited bool // for room in the buffer, as long as a turn may
+	count  int
+	msgs   [maxMessages]mmsghdr
+	meta   [maxMessages]message
 }
 
 // A sender is one sending UDP socket.
@@ -193,6 +194,7 @@ func (s *sender) setControl(i, segments, segmentSize int) {
 func (u *Underlay) flush() {
 	for i := range u.senders {
 		if s := &u.senders[i]; s.count > 0 {
+			s.waited = false
 			s.send(func(i int, errno syscall.Errno) { u.sendSingly(s, i, errno) })
 		}
 	}
@@ -202,7 +204,6 @@ func (u *Underlay) flush() {
 // send sends what is queued. singly sends message i segment by segment: it is called when the kernel refuses the
 // message because of its segments.
 func (q *queue) send(singly func(i int, errno syscall.Errno)) {
-	waited := false
 	for i := 0; i < q.count; {
 		n, errno := sendmmsg(q.fd, q.msgs[i:q.count])
 		switch {
@@ -212,9 +213,8 @@ func (q *queue) send(singly func(i int, errno syscall.Errno)) {
 			}
 			i += n
 		case errno == unix.EINTR:
-		case errno == unix.EAGAIN && !waited:
-			waited = true
-			waitWritable(q.fd)
+		case errno == unix.EAGAIN && !q.waited:
+			q.waitWritable()
 		case refusesSegments(errno) && q.meta[i].segments > 1:
 			singly(i, errno)
 			i++
@@ -230,8 +230,8 @@ func (q *queue) send(singly func(i int, errno syscall.Errno)) {
 func (q *queue) sendPart(i, bytes int) {
 	single := q.msgs[i : i+1]
 	n, errno := sendmmsg(q.fd, single)
-	if errno == unix.EAGAIN {
-		waitWritable(q.fd)
+	if errno == unix.EAGAIN && !q.waited {
+		q.waitWritable()
 		n, errno = sendmmsg(q.fd, single)
 	}
 	part := message{frame: q.meta[i].frame, segments: 1, bytes: bytes}
@@ -248,7 +248,8 @@ func (m *message) settle(sent bool) {
 	m.frame.SentBytes += m.bytes
 }
 
-func waitWritable(fd int) {
-	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+func (q *queue) waitWritable() {
+	q.waited = true
+	fds := [1]unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLOUT}}
 	unix.Poll(fds[:], writableWait)
 }

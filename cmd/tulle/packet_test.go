@@ -272,7 +272,7 @@ func setUp(up bool) error {
 
 // detour routes an address by a link that leads nowhere.
 func detour(to netip.Addr) error {
-	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "tulle-other"}}
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "tulle-other"}, PeerName: "tulle-nowhere"}
 	if err := errors.Join(netlink.LinkAdd(link), netlink.LinkSetUp(link)); err != nil {
 		return err
 	}
