@@ -63,11 +63,15 @@ func (u *PacketUnderlay) take(b *packet.Batch, i int) {
 	}
 }
 
-// outer parses a frame. The kernel's filter let it through; it is the one frame of u.frames.
+// outer parses a frame, which becomes the one of u.frames. Its data lies at Headroom or behind it.
 func (u *PacketUnderlay) outer(slot []byte, start, end int) (*packet.Frame, packet.Verdict) {
 	u.frames.Reset()
 	f := u.frames.Append(slot, start, end)
-	return f, f.Parse()
+	v := f.Parse()
+	if v == packet.None && f.EtherType != u.family.etherType {
+		v = packet.DropEtherType
+	}
+	return f, v
 }
 
 // payloadOf finds the datagram in an outer frame. It checks what UDP of the kernel checks; j stays empty for a datagram

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/gopacket"
@@ -72,7 +73,16 @@ func checkUDP(t *testing.T, d decoded, udp []byte) {
 	if n := int(binary.BigEndian.Uint16(udp[4:])); n != len(udp) {
 		t.Errorf("UDP says %d bytes, there are %d", n, len(udp))
 	}
-	sum, b := uint32(17+len(udp)), append(append(d.src.AsSlice(), d.dst.AsSlice()...), udp...)
+	sum := sumUDP(d, udp)
+	if stored := binary.BigEndian.Uint16(udp[6:]); sum != 0xffff || stored == 0 {
+		t.Errorf("UDP checksum %#x of %d bytes: the sum is %#x", stored, len(udp), sum)
+	}
+}
+
+// sumUDP is the Internet checksum over pseudo-header and parts, by the book (RFC 1071).
+func sumUDP(d decoded, parts ...[]byte) uint32 {
+	udp := slices.Concat(parts...)
+	sum, b := uint32(17+len(udp)), slices.Concat(d.src.AsSlice(), d.dst.AsSlice(), udp)
 	for i := 0; i+1 < len(b); i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(b[i:]))
 	}
@@ -82,9 +92,7 @@ func checkUDP(t *testing.T, d decoded, udp []byte) {
 	for sum>>16 != 0 {
 		sum = sum>>16 + sum&0xffff
 	}
-	if stored := binary.BigEndian.Uint16(udp[6:]); sum != 0xffff || stored == 0 {
-		t.Errorf("UDP checksum %#x of %d bytes: the sum is %#x", stored, len(udp), sum)
-	}
+	return sum
 }
 
 // What is on a wire without offloads, packet by packet, as another decoder reads it.

@@ -126,9 +126,9 @@ func TestPacketUDPBackend(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for source := range s.Sources {
-		if !strings.HasSuffix(source, ":8285") {
-			t.Errorf("datagrams from %s", source)
+	for source, n := range s.Sources { // those of other ports measure the path
+		if tunnel := strings.HasSuffix(source, ":8285"); tunnel != (n > 100) {
+			t.Errorf("%d datagrams from %s", n, source)
 		}
 	}
 	checkRaw(t, l)
