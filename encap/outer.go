@@ -10,6 +10,7 @@ import (
 const (
 	outerTTL = 64 // as the kernel's default, RFC 1700
 
+	ipv4DontFragment  = 0x4000
 	ipv4MoreFragments = 0x2000
 	protoFragment     = 44
 	fragmentLen       = 8 // of the IPv6 fragment header
@@ -21,8 +22,7 @@ const (
 	udpChecksumOffset = 6
 )
 
-// An outerIP is the IP header of an outer packet. DF is clear: whoever has to may fragment it, as with a UDP socket
-// of IP_PMTUDISC_DONT.
+// An outerIP is the IP header of an outer packet.
 type outerIP struct {
 	src, dst netip.Addr
 	tos      uint8
@@ -30,6 +30,8 @@ type outerIP struct {
 	payload  int    // bytes behind the headers that put writes
 	id       uint32 // IPv4: 16 bits of it; IPv6: of a fragment only
 
+	// whole sets DF, on probes alone: whoever has to may fragment the rest, as with a UDP socket of IP_PMTUDISC_DONT.
+	whole          bool
 	fragment, more bool // more is valid iff fragment
 	offset         int  // valid iff fragment, a multiple of 8 bytes
 }
@@ -58,7 +60,11 @@ func (h *outerIP) put4(b []byte) {
 	b[0], b[1] = 0x45, h.tos
 	binary.BigEndian.PutUint16(b[2:], uint16(outerIPv4Len+h.payload))
 	binary.BigEndian.PutUint16(b[4:], uint16(h.id))
-	binary.BigEndian.PutUint16(b[6:], h.fragmentWord(ipv4MoreFragments, 8))
+	word := h.fragmentWord(ipv4MoreFragments, 8)
+	if h.whole {
+		word |= ipv4DontFragment
+	}
+	binary.BigEndian.PutUint16(b[6:], word)
 	b[8], b[9], b[10], b[11] = outerTTL, packet.ProtoUDP, 0, 0
 	src, dst := h.src.As4(), h.dst.As4()
 	copy(b[12:], src[:])
@@ -106,6 +112,15 @@ func (h *outerIP) pseudoHeader(length int) packet.Sum {
 		sum = sum.Add(src[:]).Add(dst[:])
 	}
 	return sum.AddUint16(packet.ProtoUDP).AddUint16(uint16(length))
+}
+
+// finishUDP writes the checksum of a UDP packet, whose field is zero.
+func (h *outerIP) finishUDP(udp []byte) {
+	sum := h.pseudoHeader(len(udp)).Add(udp).Checksum()
+	if sum == 0 {
+		sum = 0xffff // zero says "no checksum" (RFC 768)
+	}
+	binary.BigEndian.PutUint16(udp[udpChecksumOffset:], sum)
 }
 
 // putEthernet writes the Ethernet header for a next hop.

@@ -1,7 +1,6 @@
 package encap
 
 import (
-	"encoding/binary"
 	"syscall"
 	"unsafe"
 
@@ -190,11 +189,7 @@ func (u *PacketUnderlay) finished(ip *outerIP, f *packet.Frame, parts []unix.Iov
 		b = append(b, bytesOf(&parts[i])...)
 	}
 	putUDP(b, u.sourcePort(f), f.Remote.Port(), len(b)-outerUDPLen, 0)
-	sum := ip.pseudoHeader(len(b)).Add(b).Checksum()
-	if sum == 0 {
-		sum = 0xffff // zero says "no checksum" (RFC 768)
-	}
-	binary.BigEndian.PutUint16(b[udpChecksumOffset:], sum)
+	ip.finishUDP(b)
 	return b
 }
 

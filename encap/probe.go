@@ -1,7 +1,6 @@
 package encap
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -66,9 +65,6 @@ func OpenProbeFixed(local netip.AddrPort) (*Probe, error) {
 	return &Probe{fd: fd, family: &inet4, source: local}, nil
 }
 
-// probeTTL is Linux's default.
-const probeTTL = 64
-
 // Send sends an encapsulated frame to its Remote, as one datagram and one packet, and sets its Sent, Refused and SentBytes.
 // The error is ErrTooBig when the local link does not carry it; what happens further on nobody tells.
 func (p *Probe) Send(f *packet.Frame) error {
@@ -104,29 +100,12 @@ func (p *Probe) send(f *packet.Frame) syscall.Errno {
 	if f.Len() > 0xffff || f.Remote.Port() == 0 {
 		return unix.EINVAL
 	}
-	putOuter4(header, f.Bytes(), p.source, f.Remote)
+	udp := f.Bytes()[outerIPv4Len:]
+	ip := outerIP{src: p.source.Addr(), dst: f.Remote.Addr().Unmap(), payload: len(udp), whole: true}
+	ip.put(header)
+	putUDP(udp, p.source.Port(), f.Remote.Port(), len(udp)-outerUDPLen, 0)
+	ip.finishUDP(udp)
 	return sendto(p.fd, f.Bytes(), &to, length)
-}
-
-// putOuter4 writes the IPv4 and UDP headers in front of a datagram, DF set. whole begins with those headers. The kernel fills
-// in the IP checksum (raw(7)).
-func putOuter4(header, whole []byte, from, to netip.AddrPort) {
-	ip, udp := header[:outerIPv4Len], whole[outerIPv4Len:]
-	clear(header)
-	ip[0], ip[8], ip[9] = 0x45, probeTTL, packet.ProtoUDP
-	binary.BigEndian.PutUint16(ip[2:], uint16(len(whole)))
-	binary.BigEndian.PutUint16(ip[6:], 0x4000) // DF
-	src, dst := from.Addr().As4(), to.Addr().As4()
-	copy(ip[12:], src[:])
-	copy(ip[16:], dst[:])
-	binary.BigEndian.PutUint16(udp, from.Port())
-	binary.BigEndian.PutUint16(udp[2:], to.Port())
-	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
-	sum := packet.Sum(0).Add(ip[12:20]).AddUint16(packet.ProtoUDP).AddUint16(uint16(len(udp))).Add(udp).Checksum()
-	if sum == 0 {
-		sum = 0xffff // zero says "no checksum" (RFC 768)
-	}
-	binary.BigEndian.PutUint16(udp[6:], sum)
 }
 
 // Close closes the socket.

@@ -126,16 +126,10 @@ func TestPacketUDPBackend(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fixed, others := 0, 0 // those of other ports measure the path
-	for source, n := range s.Sources {
-		if strings.HasSuffix(source, ":8285") {
-			fixed += int(n)
-		} else {
-			others += int(n)
+	for source := range s.Sources {
+		if !strings.HasSuffix(source, ":8285") {
+			t.Errorf("datagrams from %s", source)
 		}
-	}
-	if fixed < 10000 || others > fixed/100 {
-		t.Errorf("sources %v: %d from port 8285, %d from others", s.Sources, fixed, others)
 	}
 	checkRaw(t, l)
 }
