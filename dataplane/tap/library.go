@@ -14,8 +14,9 @@ import (
 )
 
 // readGuard bounds how long a library's Read can block. It blocks only when what poll(2) saw is gone before it is read, and
-// nobody else reads: the kernel has dropped it because the link's queue was made shorter.
-const readGuard = 10 * time.Millisecond
+// nobody else reads: the kernel has dropped it because the link's queue was made shorter. A worker that is kept from the
+// processor for longer between guard and read reads nothing, and polls again.
+const readGuard = 100 * time.Millisecond
 
 // Counts are packets through a device as its kernel link counts them, a super-packet as one. Lost are those among Read
 // that the library gave an error for, or not the whole of. A TAP has none of them: the engine's frames are the kernel's.
