@@ -2,6 +2,7 @@ package packet_test
 
 import (
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/tulle-net/tulle/dataplane/packet"
@@ -65,5 +66,23 @@ func TestVNetLayout(t *testing.T) {
 	wire := []byte{1, 1 | 0x80, 3, 2, 5, 4, 7, 6, 9, 8} // GSO_ECN says only that CWR may be set
 	if got := packet.DecodeVNet(wire); got != want || !got.NeedsCsum() {
 		t.Errorf("DecodeVNet = %+v, want %+v", got, want)
+	}
+}
+
+// TestCauses demands a sentence of its own for each verdict; a drop's is long enough to say where to look.
+func TestCauses(t *testing.T) {
+	seen := map[string]packet.Verdict{}
+	for v := packet.None; v <= packet.NumVerdicts; v++ {
+		cause := v.Cause()
+		if other, ok := seen[cause]; ok || cause == "" {
+			t.Errorf("%v: cause %q, as of %v", v, cause, other)
+		}
+		seen[cause] = v
+		if strings.HasSuffix(cause, ".") || strings.ToLower(cause[:1]) != cause[:1] || strings.ContainsAny(cause, "\n\t") {
+			t.Errorf("%v: cause %q is no part of a sentence", v, cause)
+		}
+		if v.Dropped() && len(strings.Fields(cause)) < 8 {
+			t.Errorf("%v: cause %q says nothing to look at", v, cause)
+		}
 	}
 }
