@@ -20,8 +20,9 @@ func (w *worker) answerARP(set *tables.Set, f *packet.Frame) packet.Verdict {
 		}
 	}
 	f.AnswerARP(set.Node.Gateway)
+	w.turnRound(f, packet.ARPAnswered)
 	w.generate(f, packet.Delivered)
-	return packet.ARPAnswered
+	return packet.None
 }
 
 // answerND is answerARP for IPv6. Duplicate address detection (from the unspecified address, RFC 4862) is never answered: the
@@ -39,8 +40,9 @@ func (w *worker) answerND(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if !f.AnswerND(set.Node.Gateway) {
 		return packet.DropND
 	}
+	w.turnRound(f, packet.NDAnswered)
 	w.generate(f, packet.Delivered)
-	return packet.NDAnswered
+	return packet.None
 }
 
 // toEngine takes what is for the engine's own address: echo requests, and the answers to this node's probes. peer is who
@@ -51,15 +53,16 @@ func (w *worker) toEngine(set *tables.Set, peer *tables.Peer, f *packet.Frame) p
 	}
 	if id, seq, ok := f.EchoReply(); ok && peer != nil {
 		if w.engine.Probe != nil {
-			w.engine.Probe(peer.Endpoint.Addr(), id, seq, f.SegmentLen())
+			w.engine.Probe(peer.Endpoint.Addr(), id, seq, f.SegmentLen(), w.now)
 		}
 		return packet.ProbeAnswered
 	}
 	if !f.AnswerEcho() {
 		return packet.DropEngine
 	}
+	w.turnRound(f, packet.EchoAnswered)
 	w.reply(set, f)
-	return packet.EchoAnswered
+	return packet.None
 }
 
 // reply sends a packet of the engine's own to its destination.

@@ -26,8 +26,9 @@ type Config struct {
 	// Clock is monotonic, in the terms of Flows' times. It is called by all workers.
 	Clock func() time.Duration
 	// Probe is told of each answer to an echo request of this node's: the peer's outer address, and the request's identifier,
-	// sequence number and size as IP packet. It is called by all workers and must not block; nil for none.
-	Probe func(peer netip.Addr, id, seq uint16, size int)
+	// sequence number and size as IP packet; and of when the worker began to read the batch that it came in. It is called by all
+	// workers and must not block; nil for none.
+	Probe func(peer netip.Addr, id, seq uint16, size int, read time.Duration)
 
 	// Join says which super-packets the TAPs take that the engine may make of segments from an underlay.
 	Join packet.Joining

@@ -27,7 +27,7 @@ func (w *worker) complain(set *tables.Set, f *packet.Frame, v packet.Verdict, mt
 	}
 	if e, ok := packet.ICMPError(w.made, f, from, kind, mtu); ok {
 		offender := w.sighting
-		w.meet(TAP, e, true)
+		w.meetMade(e, f.Serial)
 		w.reply(set, e)
 		w.sighting = offender
 	}

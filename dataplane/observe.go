@@ -40,10 +40,11 @@ type Sighting struct {
 	Serial  uint64         // counts the worker's packets while somebody observes: the same at each point
 	From    Side           // where the packet came in; of one that the engine made itself: TAP
 	Made    bool           // by the engine itself
+	About   uint64         // valid iff Made: the Serial of the packet that it answers or complains of
 	Verdict packet.Verdict // valid iff AtSent or AtDrop
 	Time    time.Duration  // by the engine's clock
 	Frame   *packet.Frame
-	Peer    *tables.Peer  // nil until it is known, and for packets that stay on the node
+	Peer    *tables.Peer  // nil until it is known, and for packets that stay on the node; of one from a peer: whose outer source it has
 	Route   *tables.Route // valid from AtRoute on; nil: there is none
 	Flow    conntrack.Hit // valid from AtFlow on iff its ID is not 0
 	Known   bool          // valid iff Flow is: the flow was there before the packet
@@ -57,6 +58,13 @@ type Observer func(*Sighting)
 type observers struct {
 	mu  sync.Mutex // held by whoever changes the list
 	all []*Observer
+}
+
+// Observers returns how many there are.
+func (e *Engine) Observers() int {
+	e.watchers.mu.Lock()
+	defer e.watchers.mu.Unlock()
+	return len(e.watchers.all)
 }
 
 // Observe calls o for each point of each packet from the next batches on, until the function that it returns was called. After
@@ -82,13 +90,23 @@ func (e *Engine) setObservers(all []*Observer) {
 }
 
 // meet begins a packet's observation. What was known of the packet before it is forgotten.
-func (w *worker) meet(from Side, f *packet.Frame, made bool) {
-	if w.observers == nil {
-		return
+func (w *worker) meet(from Side, f *packet.Frame) {
+	if w.observers != nil {
+		w.begins(f, Sighting{Worker: w.number, From: from})
 	}
+}
+
+// meetMade is meet for a packet that the engine made itself, about another one. Both may be in the same frame, one after the
+// other.
+func (w *worker) meetMade(f *packet.Frame, about uint64) {
+	if w.observers != nil {
+		w.begins(f, Sighting{Worker: w.number, From: TAP, Made: true, About: about})
+	}
+}
+
+func (w *worker) begins(f *packet.Frame, s Sighting) {
 	w.serial++
-	f.Serial = w.serial
-	w.sighting = Sighting{Worker: w.number, From: from, Made: made}
+	f.Serial, w.sighting = w.serial, s
 	w.see(AtRead, f, packet.None)
 }
 
@@ -123,6 +141,13 @@ func (w *worker) seePeer(p Point, f *packet.Frame, peer *tables.Peer) {
 	if w.observers != nil {
 		w.sighting.Peer = peer
 		w.see(p, f, packet.None)
+	}
+}
+
+// cameFrom notes whose outer source the packet at hand has, whatever becomes of it.
+func (w *worker) cameFrom(peer *tables.Peer) {
+	if w.observers != nil {
+		w.sighting.Peer = peer
 	}
 }
 

@@ -13,13 +13,14 @@ type step struct {
 	verdict packet.Verdict
 	peer    string
 	known   bool
+	about   uint64
 }
 
 // watch returns the steps of each packet, by serial number, and ends with the test.
 func (r *rig) watch() map[uint64][]step {
 	seen := map[uint64][]step{}
 	r.t.Cleanup(r.engine.Observe(func(s *Sighting) {
-		one := step{point: s.Point, verdict: s.Verdict}
+		one := step{point: s.Point, verdict: s.Verdict, about: s.About}
 		if s.Peer != nil {
 			one.peer = s.Peer.Name
 		}
@@ -34,6 +35,7 @@ func (r *rig) watch() map[uint64][]step {
 // TestObserve demands every point of a packet's way, in order, under one serial number.
 func TestObserve(t *testing.T) {
 	read, drop := step{point: AtRead}, func(v packet.Verdict) step { return step{point: AtDrop, verdict: v} }
+	made := func(about uint64) step { return step{point: AtRead, about: about} }
 	sent := func(v packet.Verdict) step { return step{point: AtSent, verdict: v} }
 	for _, c := range []struct {
 		name  string
@@ -49,10 +51,14 @@ func TestObserve(t *testing.T) {
 		{"from a peer", Underlay, fromB(t, "10.0.2.9", "10.0.1.9"), false, map[uint64][]step{
 			1: {read, {point: AtDecap, peer: "b"}, {point: AtFlow, peer: "b"}, sent(packet.Delivered)}}},
 		{"a drop and the engine's own packet about it", TAP, outTo("10.0.9.9")(t), false, map[uint64][]step{
-			1: {read, {point: AtRoute}, drop(packet.DropReject)}, 2: {read, sent(packet.Delivered)}}},
-		{"a drop at once", Underlay, edit(func(b []byte) { b[0] = 0 })(t), false, map[uint64][]step{1: {read, drop(packet.DropVXLANFlags)}}},
+			1: {read, {point: AtRoute}, drop(packet.DropReject)}, 2: {made(1), sent(packet.Delivered)}}},
+		{"a drop at once", Underlay, edit(func(b []byte) { b[0] = 0 })(t), false, map[uint64][]step{
+			1: {read, {point: AtDrop, verdict: packet.DropVXLANFlags, peer: "b"}}}},
 		{"used up", TAP, memFrame{data: arpRequest(t, "10.0.1.0", "10.0.1.254")}, false, map[uint64][]step{
-			1: {read, drop(packet.ARPAnswered), sent(packet.Delivered)}}},
+			1: {read, drop(packet.ARPAnswered)}, 2: {made(1), sent(packet.Delivered)}}},
+		{"used up, and answered to a peer", Underlay, echoFromB("10.0.2.9", "10.0.1.254", false)(t), false, map[uint64][]step{
+			1: {read, {point: AtDecap, peer: "b"}, {point: AtDrop, verdict: packet.EchoAnswered, peer: "b"}},
+			2: {made(1), {point: AtEncap, peer: "b", about: 1}, sent(packet.Encapsulated)}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t)
@@ -90,7 +96,7 @@ func TestObserveEnds(t *testing.T) {
 		t.Errorf("calls %v, then %v after the first one's end", first, calls)
 	}
 	stop[1]()
-	if r.engine.observed.Load() != nil {
+	if r.engine.observed.Load() != nil || r.engine.Observers() != 0 {
 		t.Error("the list is not empty after the last one's end")
 	}
 }

@@ -106,6 +106,7 @@ func (w *worker) inbound(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if peer == nil {
 		return packet.DropUnknownPeer
 	}
+	w.cameFrom(peer)
 	if v := w.engine.Codec.Decap(f); v != packet.None {
 		return v
 	}

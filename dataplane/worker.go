@@ -178,7 +178,7 @@ func (w *worker) turn(side Side) (int, error) {
 		f := w.rx.Frames[w.at]
 		in.FramesIn++
 		in.BytesIn += uint64(f.Len())
-		w.meet(side, f, false)
+		w.meet(side, f)
 		v := w.decide(side, set, f)
 		in.SegmentsIn += uint64(f.Segments)
 		w.settle(f, v)
@@ -218,7 +218,7 @@ func (w *worker) decide(side Side, set *tables.Set, f *packet.Frame) packet.Verd
 }
 
 // settle counts the verdict, or queues the frame for the port that will settle it. None is a fragment that waits for its
-// first one, or was settled together with it.
+// first one, or what was settled before.
 func (w *worker) settle(f *packet.Frame, v packet.Verdict) {
 	switch v {
 	case packet.None:
@@ -230,6 +230,12 @@ func (w *worker) settle(f *packet.Frame, v packet.Verdict) {
 		w.count.Verdicts[v] += uint64(f.Segments)
 		w.see(AtDrop, f, v)
 	}
+}
+
+// turnRound settles a packet that the engine used up, whose frame holds the answer to it now: another packet.
+func (w *worker) turnRound(f *packet.Frame, v packet.Verdict) {
+	w.settle(f, v)
+	w.meetMade(f, f.Serial)
 }
 
 // generate queues a packet of the engine's own, of one segment.

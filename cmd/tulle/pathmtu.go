@@ -111,7 +111,7 @@ func (p *prober) pathTo(peer *tables.Peer, set *tables.Set) *path {
 }
 
 // answered is called by the engine's workers.
-func (p *prober) answered(peer netip.Addr, id, seq uint16, _ int) {
+func (p *prober) answered(peer netip.Addr, id, seq uint16) {
 	if id != p.id {
 		return
 	}
