@@ -23,6 +23,8 @@ const (
 	pathRoutes   = "/v1/routes"
 	pathPeers    = "/v1/peers"
 	pathFlows    = "/v1/flows"
+	pathTrace    = "/v1/trace"
+	pathPing     = "/v1/ping"
 	maxSocketLen = 107 // sun_path without the terminating zero
 )
 
@@ -67,6 +69,8 @@ func listenAPI(d *daemon) (*apiServer, error) {
 	mux.HandleFunc("GET "+pathRoutes, answer(d.routes))
 	mux.HandleFunc("GET "+pathPeers, answer(d.peers))
 	mux.HandleFunc("GET "+pathFlows, d.answerFlows)
+	mux.HandleFunc("GET "+pathTrace, d.answerTrace)
+	mux.HandleFunc("GET "+pathPing, d.answerPing)
 	return &apiServer{listener: listener, server: &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}}, nil
 }
 

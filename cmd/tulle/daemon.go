@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tulle-net/tulle/control"
@@ -55,6 +56,7 @@ type daemon struct {
 	reconciler *control.Reconciler
 	network    *network
 	gossip     *gossip.Store // nil with static peers alone
+	traces     atomic.Int32  // running
 }
 
 // runDaemon runs the node until ctx ends, and removes what it made.

@@ -43,15 +43,17 @@ type forwarder struct {
 	raw        *rawUnderlay // what only raw underlays need; else nil
 	flows      *conntrack.Table
 	prober     *prober
+	pings      pings
 	now        func() time.Duration // monotonic, the engine's and the flows' clock
 
-	mu       sync.Mutex // guards the rest
-	tap      *tap.Device
-	engine   *dataplane.Engine
-	set      *tables.Set
-	past     dataplane.Counters // of engines that ended with their TAP
-	pastTAP  tap.Counts         // of these TAPs
-	reopened uint64
+	mu        sync.Mutex // guards the rest
+	tap       *tap.Device
+	engine    *dataplane.Engine
+	set       *tables.Set
+	observers map[*dataplane.Observer]func() // with what stops each
+	past      dataplane.Counters             // of engines that ended with their TAP
+	pastTAP   tap.Counts                     // of these TAPs
+	reopened  uint64
 }
 
 // openForwarder makes sockets, flow table and TAP, in this order: a port that is taken is found before anything was made.
@@ -91,7 +93,7 @@ func (f *forwarder) openTAP() error {
 		}
 	}
 	engine, err := dataplane.New(dataplane.Config{
-		Codec: f.config.codec, Ports: ports, Flows: f.flows, Clock: f.now, Probe: f.prober.answered,
+		Codec: f.config.codec, Ports: ports, Flows: f.flows, Clock: f.now, Probe: f.answered,
 		Join: device.Joining(), DecrementTTL: f.config.plainUDP(), CopyDSCP: f.config.copyDSCP,
 	})
 	if err != nil {
@@ -100,6 +102,7 @@ func (f *forwarder) openTAP() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	engine.Publish(f.set)
+	f.handOver(engine)
 	f.tap, f.engine = device, engine
 	return nil
 }

@@ -110,11 +110,8 @@ func (p *prober) pathTo(peer *tables.Peer, set *tables.Set) *path {
 	return &path{peer: peer, search: pmtu.New(c, floor, ceiling, p.now()), mtu: ceiling}
 }
 
-// answered is called by the engine's workers.
-func (p *prober) answered(peer netip.Addr, id, seq uint16) {
-	if id != p.id {
-		return
-	}
+// answered is called by the engine's workers with each answer to a request with p.id.
+func (p *prober) answered(peer netip.Addr, seq uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if path := p.paths[peer]; path != nil {
@@ -185,21 +182,29 @@ func (p *prober) turn() (next time.Duration, news map[netip.Addr]int) {
 
 func (p *prober) send(peer *tables.Peer, probe pmtu.Probe) error {
 	p.batch.Reset()
-	node := p.set.Node
-	from := node.Engine
-	if peer.Probe.Is6() {
-		from = node.Engine6
-	}
-	f, ok := packet.EchoRequest(p.batch, from, peer.Probe, p.id, probe.Seq, probe.Size)
-	if !ok {
-		return fmt.Errorf("probe of %d bytes to %s: no room", probe.Size, peer.Name)
-	}
-	f.SetMACs(peer.VTEP, node.VTEP)
-	f.Remote = peer.Endpoint
-	if v := p.codec.Encap(f); v != packet.None {
-		return fmt.Errorf("probe to %s: %s", peer.Name, v)
+	f, err := p.request(p.batch, p.set, peer, peer.Probe, p.id, probe.Seq, probe.Size)
+	if err != nil {
+		return err
 	}
 	return p.sockets[peer.Endpoint.Addr().Is6()].Send(f)
+}
+
+// request appends to dst an echo request of size bytes of IP to an inner address of a peer's, encapsulated and ready to be sent.
+func (p *prober) request(dst *packet.Batch, set *tables.Set, peer *tables.Peer, to netip.Addr, id, seq uint16, size int) (*packet.Frame, error) {
+	from := set.Node.Engine
+	if to.Is6() {
+		from = set.Node.Engine6
+	}
+	f, ok := packet.EchoRequest(dst, from, to, id, seq, size)
+	if !ok {
+		return nil, fmt.Errorf("probe of %d bytes to %s: no room", size, peer.Name)
+	}
+	f.SetMACs(peer.VTEP, set.Node.VTEP)
+	f.Remote = peer.Endpoint
+	if v := p.codec.Encap(f); v != packet.None {
+		return nil, fmt.Errorf("probe to %s: %s", peer.Name, v)
+	}
+	return f, nil
 }
 
 // A pathReport is what is measured of the path to one outer address of a peer.

@@ -78,7 +78,8 @@ type engineReport struct {
 	Workers    int              `json:"workers"`
 	Ports      []portReport     `json:"ports"`
 	Ledger     dataplane.Ledger `json:"ledger"`
-	Balanced   bool             `json:"balanced"` // no packet missing, none counted twice
+	Balanced   bool             `json:"balanced"`  // no packet missing, none counted twice
+	Observers  int              `json:"observers"` // of packets: running traces and captures
 	// ICMPLimited counts the ICMP errors that were not sent because there were too many.
 	ICMPLimited uint64 `json:"icmpLimited"`
 }
@@ -155,7 +156,7 @@ func (d *daemon) engineReport(total *dataplane.Counters) engineReport {
 	if set := d.forwarder.tables(); set != nil {
 		r.Generation = set.Generation
 	}
-	r.Balanced = r.Ledger.Balanced()
+	r.Balanced, r.Observers = r.Ledger.Balanced(), d.forwarder.observing()
 	for side, p := range total.Ports {
 		r.Ports = append(r.Ports, portReport{dataplane.Side(side).String(), p})
 	}
