@@ -60,7 +60,7 @@ func (s *source) take() (all []Record) {
 // TestFilter holds the filter against what the random packets are.
 func TestFilter(t *testing.T) {
 	r := newRand(t)
-	for range 2000 {
+	for range 200 {
 		b, h := randomPacket(t, r, VXLAN)
 		other, _ := randomPacket(t, r, VXLAN)
 		half := func(a netip.Addr) netip.Prefix { p, _ := a.Prefix(a.BitLen() / 2); return p }
