@@ -108,7 +108,7 @@ func (u *PacketUnderlay) putOuter(b []byte, f *packet.Frame, hop *NextHop, id ui
 	b = b[packet.VNetLen:]
 	putEthernet(b, hop, u.family.etherType)
 	ip.put(b[packet.EthernetLen:])
-	putUDP(b[l4:], u.sourcePort(f), f.Remote.Port(), bytes, ip.pseudoHeader(ip.payload).Fold())
+	putUDP(b[l4:], u.SourcePort(f), f.Remote.Port(), bytes, ip.pseudoHeader(ip.payload).Fold())
 }
 
 // outerIP returns what the outer IP headers of a frame have in common.
@@ -116,8 +116,9 @@ func (u *PacketUnderlay) outerIP(f *packet.Frame) outerIP {
 	return outerIP{src: u.local.Addr(), dst: f.Remote.Addr().Unmap(), tos: f.OuterTOS, label: f.Hash & 0xfffff}
 }
 
-// sourcePort is a hash of the inner flow, the same for both directions, unless the port is fixed.
-func (u *PacketUnderlay) sourcePort(f *packet.Frame) uint16 {
+// SourcePort returns the port that a frame leaves from: a hash of the inner flow, the same for both directions, unless the
+// port is fixed. It may be called from any goroutine.
+func (u *PacketUnderlay) SourcePort(f *packet.Frame) uint16 {
 	if u.fixed {
 		return u.local.Port()
 	}
@@ -188,7 +189,7 @@ func (u *PacketUnderlay) finished(ip *outerIP, f *packet.Frame, parts []unix.Iov
 	for i := range parts {
 		b = append(b, bytesOf(&parts[i])...)
 	}
-	putUDP(b, u.sourcePort(f), f.Remote.Port(), len(b)-outerUDPLen, 0)
+	putUDP(b, u.SourcePort(f), f.Remote.Port(), len(b)-outerUDPLen, 0)
 	ip.finishUDP(b)
 	return b
 }

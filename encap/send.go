@@ -35,6 +35,7 @@ type queue struct {
 
 // A sender is one sending UDP socket.
 type sender struct {
+	port uint16 // local
 	queue
 	family *family
 	gso    bool // UDP_SEGMENT works on this socket
@@ -88,7 +89,7 @@ func (u *Underlay) queue(f *packet.Frame) {
 		f.Refused = f.Segments
 		return
 	}
-	s := &u.senders[f.Hash&uint32(len(u.senders)-1)]
+	s := u.senderOf(f)
 	if f.VNet.GSOType == packet.GSONone {
 		u.reserve(s, 1, 0)
 		first := u.out.nIovecs

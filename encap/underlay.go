@@ -108,7 +108,12 @@ func (u *Underlay) openSenders(c *Config) error {
 	}
 	gso := true
 	for i := range u.senders {
-		gso = gso && u.senders[i].gso
+		s := &u.senders[i]
+		gso = gso && s.gso
+		var err error
+		if s.port, err = boundPort(s.fd); err != nil {
+			return err
+		}
 	}
 	u.gso.Store(gso)
 	return nil

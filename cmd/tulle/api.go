@@ -25,6 +25,7 @@ const (
 	pathFlows    = "/v1/flows"
 	pathTrace    = "/v1/trace"
 	pathPing     = "/v1/ping"
+	pathCapture  = "/v1/capture"
 	maxSocketLen = 107 // sun_path without the terminating zero
 )
 
@@ -48,6 +49,7 @@ func lockRunDir(dir string) (*os.File, error) {
 type apiServer struct {
 	listener *net.UnixListener
 	server   *http.Server
+	captures *captures
 }
 
 func listenAPI(d *daemon) (*apiServer, error) {
@@ -71,11 +73,14 @@ func listenAPI(d *daemon) (*apiServer, error) {
 	mux.HandleFunc("GET "+pathFlows, d.answerFlows)
 	mux.HandleFunc("GET "+pathTrace, d.answerTrace)
 	mux.HandleFunc("GET "+pathPing, d.answerPing)
-	return &apiServer{listener: listener, server: &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}}, nil
+	mux.HandleFunc("GET "+pathCapture, d.answerCapture)
+	return &apiServer{listener: listener, server: &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}, captures: &d.captures}, nil
 }
 
-// run serves until ctx ends.
+// run serves until ctx ends, and the captures with it.
 func (a *apiServer) run(ctx context.Context) error {
+	defer a.captures.end()
+	a.server.BaseContext = func(net.Listener) context.Context { return ctx }
 	return serveHTTP(ctx, a.server, trustedListener{a.listener})
 }
 

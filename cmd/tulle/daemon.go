@@ -57,6 +57,7 @@ type daemon struct {
 	network    *network
 	gossip     *gossip.Store // nil with static peers alone
 	traces     atomic.Int32  // running
+	captures   captures
 }
 
 // runDaemon runs the node until ctx ends, and removes what it made.

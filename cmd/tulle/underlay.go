@@ -7,6 +7,7 @@ import (
 
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/dataplane"
+	"github.com/tulle-net/tulle/dataplane/packet"
 	"github.com/tulle-net/tulle/dataplane/tables"
 	"github.com/tulle-net/tulle/encap"
 )
@@ -23,6 +24,7 @@ type underlay interface {
 	Offloads() []string
 	Fallbacks() uint64
 	QueueDepth() (bytes, drops uint64, err error)
+	SourcePort(*packet.Frame) uint16
 }
 
 // A rawUnderlay is what the raw underlays of all workers and families share: where frames go.

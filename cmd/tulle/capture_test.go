@@ -1,0 +1,314 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"github.com/google/gopacket/pcapgo"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/bench"
+	"github.com/tulle-net/tulle/scripts/lab"
+	"github.com/tulle-net/tulle/scripts/need"
+)
+
+// A capturing is a running tulle capture.
+type capturing struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	stdout bytes.Buffer
+	stderr bytes.Buffer // valid after the end
+	read   chan struct{}
+}
+
+// startCapture runs tulle capture on a node and waits until it captures.
+func startCapture(t *testing.T, n lab.Node, args ...string) *capturing {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &capturing{t: t, read: make(chan struct{})}
+	c.cmd = exec.Command(self, append([]string{"capture", "--run-dir", n.RunDir}, args...)...)
+	c.cmd.Env = append(os.Environ(), asTulle+"=1")
+	c.cmd.Stdout = &c.stdout
+	stderr, err := c.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.cmd.Process.Kill(); c.cmd.Wait() })
+	lines := bufio.NewReader(stderr)
+	first, err := lines.ReadString('\n')
+	if err != nil || !strings.HasPrefix(first, "capturing ") {
+		t.Fatalf("tulle capture %q: %s", args, first)
+	}
+	go func() {
+		defer close(c.read)
+		c.stderr.ReadFrom(lines)
+	}()
+	return c
+}
+
+// stop interrupts the capture and returns what it said at the end.
+func (c *capturing) stop() string {
+	c.t.Helper()
+	c.cmd.Process.Signal(os.Interrupt)
+	return c.wait(0)
+}
+
+// wait returns what the capture said at its end, which must have this exit code.
+func (c *capturing) wait(code int) string {
+	c.t.Helper()
+	<-c.read
+	c.cmd.Wait()
+	if got := c.cmd.ProcessState.ExitCode(); got != code {
+		c.t.Errorf("tulle capture: exit code %d, want %d: %s", got, code, &c.stderr)
+	}
+	return c.stderr.String()
+}
+
+// A wireTap is a plain packet socket on a node's underlay, read by the test itself.
+type wireTap struct {
+	fd   int
+	done chan struct{}
+	seen [][]byte
+}
+
+func newWireTap(t *testing.T, n lab.Node, link string) *wireTap {
+	t.Helper()
+	w := &wireTap{done: make(chan struct{})}
+	in(t, n, func() (err error) {
+		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		i, err := net.InterfaceByName(link)
+		if err != nil {
+			return err
+		}
+		unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 256<<20)
+		unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 300000})
+		return unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: i.Index})
+	})
+	return w
+}
+
+// take returns every packet of the tunnel that waits in the socket, in order, and closes it.
+func (w *wireTap) take(t *testing.T, port uint16) [][]byte {
+	t.Helper()
+	defer unix.Close(w.fd)
+	buf := make([]byte, 1<<18)
+	for {
+		n, _, err := unix.Recvfrom(w.fd, buf, 0)
+		if err == unix.EAGAIN {
+			break
+		}
+		if err != nil && err != unix.EINTR {
+			t.Fatal(err)
+		}
+		if n > 0 && isOfTunnel(buf[:n], port) {
+			w.seen = append(w.seen, bytes.Clone(buf[:n]))
+		}
+	}
+	if s, err := unix.GetsockoptTpacketStats(w.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err != nil || s.Drops > 0 {
+		t.Fatalf("the test's own socket dropped packets: %+v, %v", s, err)
+	}
+	return w.seen
+}
+
+// isOfTunnel decodes with gopacket what tunnelProgram tells the kernel.
+func isOfTunnel(b []byte, port uint16) bool {
+	p := gopacket.NewPacket(b, layers.LayerTypeEthernet, gopacket.DecodeOptions{NoCopy: true, Lazy: true})
+	if ip, ok := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4); ok && ip.Protocol == layers.IPProtocolUDP && ip.FragOffset > 0 {
+		return true
+	}
+	if f, ok := p.Layer(layers.LayerTypeIPv6Fragment).(*layers.IPv6Fragment); ok && f.NextHeader == layers.IPProtocolUDP && f.FragmentOffset > 0 {
+		return true
+	}
+	if f, ok := p.Layer(layers.LayerTypeIPv6Fragment).(*layers.IPv6Fragment); ok && f.NextHeader == layers.IPProtocolUDP {
+		dst := uint16(f.Payload[2])<<8 | uint16(f.Payload[3])
+		return dst == port
+	}
+	udp, ok := p.Layer(layers.LayerTypeUDP).(*layers.UDP)
+	return ok && (uint16(udp.SrcPort) == port || uint16(udp.DstPort) == port)
+}
+
+// A filed is a packet of a file.
+type filed struct {
+	data   []byte
+	length int
+	iface  int
+}
+
+// readPcapNG reads a file with gopacket, up to its end or to where it is cut.
+func readPcapNG(t *testing.T, path string) (packets []filed, ifaces []pcapgo.NgInterface) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r, err := pcapgo.NewNgReader(f, pcapgo.NgReaderOptions{WantMixedLinkType: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		data, ci, err := r.ReadPacketData()
+		if err != nil {
+			break
+		}
+		packets = append(packets, filed{data, ci.Length, ci.InterfaceIndex})
+	}
+	for i := range r.NInterfaces() {
+		one, _ := r.Interface(i)
+		ifaces = append(ifaces, one)
+	}
+	return packets, ifaces
+}
+
+// tshark dissects a file and returns a row of fields for each packet.
+func tshark(t *testing.T, path string, args ...string) [][]string {
+	t.Helper()
+	program, err := need.Debian(t.Context(), "tshark", "tshark")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, append([]string{"-n", "-r", path, "-T", "fields", "-E", "separator=/t"}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Logf("tshark: %v: %s", err, &stderr)
+	}
+	var rows [][]string
+	for line := range strings.Lines(string(out)) {
+		rows = append(rows, strings.Split(strings.TrimRight(line, "\n"), "\t"))
+	}
+	return rows
+}
+
+// TestCaptureWire demands that a capture of the wire has the packets, bytes and order of an independent one, and that tshark sees
+// through it.
+func TestCaptureWire(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		config   lab.Config
+		port     uint16
+		dissect  string
+		ip, ends string // fields of addresses
+	}{
+		{"vxlan", lab.Config{Nodes: 2, Pods: 1}, 8472, "udp.port==8472,vxlan", "ip", "vxlan.vni"},
+		{"ipv6", lab.Config{Nodes: 2, Pods: 1, Family: lab.FamilyV6}, 8472, "udp.port==8472,vxlan", "ipv6", "vxlan.vni"},
+		{"udp", lab.Config{Nodes: 2, Pods: 1, Backend: lab.BackendUDP}, 8285, "udp.port==8285,ip", "ip", "udp.port"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := labUnderTest(t, c.config)
+			n := l.Nodes()[0]
+			p := between(l, 1, 2)
+			p.Addr = l.Nodes()[1].Pods[0].Addrs()[0]
+			own := newWireTap(t, n, status(t, l, 1).Underlay.Link)
+			file := filepath.Join(t.TempDir(), "wire.pcapng")
+			cap := startCapture(t, n, "-w", file, "--max-size", "0")
+			pingAll(t, []lab.Pair{p}, smallPing)
+			pingAll(t, []lab.Pair{p}, bench.Ping{Count: 2, Size: 9000, Timeout: 2 * time.Second})
+			transfer(t, p, 1<<20)
+			said := cap.stop()
+			if !strings.Contains(said, " 0 missed") {
+				t.Errorf("missed: %s", said)
+			}
+			compareWire(t, file, own.take(t, c.port))
+			checkDissection(t, file, c.dissect, c.ip, c.ends, [2]netip.Addr{nodeAddr(n), nodeAddr(l.Nodes()[1])}, [2]netip.Addr{n.Pods[0].Addrs()[0], p.Addr})
+		})
+	}
+}
+
+func nodeAddr(n lab.Node) netip.Addr {
+	if n.PublicIP.IsValid() {
+		return n.PublicIP
+	}
+	return n.PublicIPv6
+}
+
+// compareWire holds a capture against what an independent socket saw, which was open for longer.
+func compareWire(t *testing.T, file string, want [][]byte) {
+	t.Helper()
+	got, _ := readPcapNG(t, file)
+	if len(got) < 20 {
+		t.Fatalf("%d packets captured", len(got))
+	}
+	first := slices.IndexFunc(want, func(b []byte) bool { return bytes.Equal(b, got[0].data) })
+	if first < 0 || len(want)-first < len(got) {
+		t.Fatalf("%d packets captured, the first one is number %d of the %d that the test saw", len(got), first, len(want))
+	}
+	for i, g := range got {
+		if !bytes.Equal(g.data, want[first+i]) || g.length != len(g.data) {
+			t.Fatalf("packet %d differs: %d bytes of %d, want %d", i, len(g.data), g.length, len(want[first+i]))
+		}
+	}
+	t.Logf("%d packets, of %d on the wire", len(got), len(want))
+}
+
+// checkDissection demands that tshark finds the tunnel and, in the pings, both pairs of addresses.
+func checkDissection(t *testing.T, file, dissect, ip, mark string, nodes, pods [2]netip.Addr) {
+	t.Helper()
+	packets, _ := readPcapNG(t, file)
+	rows := tshark(t, file, "-d", dissect, "-e", "frame.comment", "-e", ip+".src", "-e", ip+".dst", "-e", mark, "-e", "frame.interface_name")
+	if len(rows) != len(packets) {
+		t.Errorf("tshark reads %d packets, %d were captured", len(rows), len(packets))
+	}
+	ends := func(a [2]netip.Addr, b [2]netip.Addr) [2]string {
+		return [2]string{fmt.Sprintf("%s,%s", a[0], b[0]), fmt.Sprintf("%s,%s", a[1], b[1])}
+	}
+	out, back := ends([2]netip.Addr{nodes[0], nodes[1]}, pods), ends([2]netip.Addr{nodes[1], nodes[0]}, [2]netip.Addr{pods[1], pods[0]})
+	var outs, backs int
+	for _, r := range rows {
+		if len(r) != 5 || !strings.HasPrefix(r[0], "stage wire") {
+			t.Fatalf("row %q", r)
+		}
+		switch [2]string{r[1], r[2]} {
+		case out:
+			outs++
+		case back:
+			backs++
+		}
+	}
+	if outs < 10 || backs < 10 {
+		t.Errorf("tshark finds %d packets %v and %d packets %v among %d; the first: %q", outs, out, backs, back, len(rows), rows[0])
+	}
+}
+
+// TestCaptureKilled demands that what was written reads after kill -9, whenever that was.
+func TestCaptureKilled(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1})
+	n, p := l.Nodes()[0], between(l, 1, 2)
+	for range 3 {
+		file := filepath.Join(t.TempDir(), "killed.pcapng")
+		cap := startCapture(t, n, "--stage", "tap,encap,decap,drop,wire", "-w", file, "--max-size", "0")
+		done := make(chan struct{})
+		go func() { defer close(done); transfer(t, p, 20<<20) }()
+		time.Sleep(50 * time.Millisecond)
+		cap.cmd.Process.Signal(syscall.SIGKILL)
+		<-done
+		packets, ifaces := readPcapNG(t, file)
+		rows := tshark(t, file, "-e", "frame.number")
+		if len(packets) == 0 || len(ifaces) != 6 || len(rows) != len(packets) {
+			t.Errorf("%d packets of %d interfaces read, %d by tshark", len(packets), len(ifaces), len(rows))
+		}
+		t.Logf("%d packets", len(packets))
+	}
+}
