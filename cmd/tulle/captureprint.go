@@ -176,6 +176,10 @@ const vxlanHeaderLen = 8
 // fieldValue makes a value fit for a line.
 func fieldValue(v any) any {
 	switch v := v.(type) {
+	case layers.UDPPort:
+		return uint16(v)
+	case layers.TCPPort:
+		return uint16(v)
 	case fmt.Stringer:
 		return v.String()
 	case []byte:
@@ -262,5 +266,7 @@ func (p *capturePrinter) writeJSON(r *capture.Record, all []gopacket.Layer) erro
 			line.Layers = append(line.Layers, captureLayer{l.LayerType().String(), named})
 		}
 	}
-	return json.NewEncoder(p.out).Encode(line)
+	enc := json.NewEncoder(p.out)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(line)
 }

@@ -16,13 +16,13 @@ import (
 //	 0 length of the record   4 kind   5 interface   6 verdict   7 flags
 //	 8 time, ns since 1970   16 serial   24 flow ID
 //	32 packet's length   36 captured   40 segments   42 segment size   44 worker   46 length of the peer's name
-//	48 peer's name, captured bytes
+//	48 captured bytes, peer's name, which may have come later and leaves room then
 //
 // It ends with a record of kindEnd, unless the daemon or its machine went away.
 const (
 	recordAlign  = 8
 	recordHeader = 48
-	maxPeer      = 255
+	maxPeer      = 64 // of its name, bytes; longer ones are cut
 	maxRecord    = recordHeader + maxPeer + MaxSnapLen + recordAlign
 )
 
@@ -74,7 +74,7 @@ func putSkip(b []byte, n int) {
 }
 
 // recordLen is what a record with this much to carry takes.
-func recordLen(peer string, captured int) int { return align(recordHeader + len(peer) + captured) }
+func recordLen(peer, captured int) int { return align(recordHeader + peer + captured) }
 
 // put writes a record's header and peer into b, which has the record's length, and returns where its captured bytes go.
 func (r *Record) put(b []byte, kind uint8, captured int) []byte {
@@ -88,14 +88,14 @@ func (r *Record) put(b []byte, kind uint8, captured int) []byte {
 	binary.LittleEndian.PutUint16(b[40:], uint16(r.Segments))
 	binary.LittleEndian.PutUint16(b[42:], uint16(r.Size))
 	binary.LittleEndian.PutUint16(b[44:], uint16(r.Worker))
-	b[46], b[47] = uint8(len(r.Peer)), 0
-	n := copy(b[recordHeader:], r.Peer)
-	return b[recordHeader+n : recordHeader+n+captured]
+	b[46], b[47] = uint8(copy(b[recordHeader+captured:], r.Peer)), 0
+	return b[recordHeader : recordHeader+captured]
 }
 
-// amend writes into a record what became of its packet.
-func amend(b []byte, v packet.Verdict, flow uint64, known bool) {
+// amend writes into a record what became of its packet. The peer's name is clipped to the room that was left for it.
+func amend(b []byte, v packet.Verdict, flow uint64, known bool, peer string) {
 	b[6] = uint8(v)
+	b[46] = uint8(copy(b[recordHeader+binary.LittleEndian.Uint32(b[36:]):], peer))
 	binary.LittleEndian.PutUint64(b[24:], flow)
 	if known {
 		b[7] |= uint8(FlagKnown)
@@ -104,7 +104,7 @@ func amend(b []byte, v packet.Verdict, flow uint64, known bool) {
 
 // appendRecord appends a record that carries data.
 func appendRecord(b []byte, r *Record, kind uint8, data []byte) []byte {
-	n := recordLen(r.Peer, len(data))
+	n := recordLen(len(r.Peer), len(data))
 	start := len(b)
 	b = append(b, make([]byte, n)...)
 	copy(r.put(b[start:], kind, len(data)), data)
@@ -177,7 +177,10 @@ func (r *Reader) record() (kind uint8, data []byte, err error) {
 	if _, err := io.ReadFull(r.r, b[recordAlign:]); err != nil {
 		return 0, nil, cut(err)
 	}
-	return kind, r.last.get(b), r.last.check(n)
+	if data = r.last.get(b); data == nil {
+		return 0, nil, fmt.Errorf("capture stream: a record of %d bytes contradicts itself: the daemon is of another version", n)
+	}
+	return kind, data, nil
 }
 
 func cut(err error) error {
@@ -197,20 +200,12 @@ func (r *Record) get(b []byte) []byte {
 		Segments: int(binary.LittleEndian.Uint16(b[40:])), Size: int(binary.LittleEndian.Uint16(b[42:])),
 		Worker: int(binary.LittleEndian.Uint16(b[44:])),
 	}
-	start := recordHeader + int(b[46])
-	end := start + int(binary.LittleEndian.Uint32(b[36:]))
-	if end > len(b) {
+	captured, peer := binary.LittleEndian.Uint32(b[36:]), uint64(b[46])
+	if uint64(len(b)) < recordHeader+uint64(captured)+peer {
 		return nil
 	}
-	r.Peer = string(b[recordHeader:start])
-	r.Data = b[start:end:end]
+	end := recordHeader + int(captured)
+	r.Peer = string(b[end : end+int(peer)])
+	r.Data = b[recordHeader:end:end]
 	return r.Data
-}
-
-// check holds a record of n bytes against itself.
-func (r *Record) check(n int) error {
-	if recordLen(r.Peer, len(r.Data)) != n {
-		return fmt.Errorf("capture stream: a record of %d bytes contradicts itself: the daemon is of another version", n)
-	}
-	return nil
 }

@@ -21,8 +21,8 @@ type Config struct {
 	SnapLen int     // bytes kept of each packet; MaxSnapLen if 0
 	Workers int
 	Tunnel  Tunnel
-	Start   time.Time    // wall time at which the engine's clock was 0
-	Local   []netip.Addr // this node's addresses on the underlay, for synthesized headers
+	Start   time.Time                                // wall time at which the engine's clock was 0
+	Local   []netip.Addr                             // this node's addresses on the underlay, for synthesized headers
 	Source  func(worker int, f *packet.Frame) uint16 // port that a frame is sent from; nil: not known
 	TAPName string
 	ring    int // ringSize if 0
@@ -262,15 +262,19 @@ func (p *producer) capture(at place, sight *dataplane.Sighting, m *memory, flags
 		Interface: int(number), Verdict: sight.Verdict, Flags: flags | p.flags(f, m, outer), Time: s.config.Start.Add(sight.Time), Serial: sight.Serial,
 		FlowID: m.flow, Length: length, Segments: f.Segments, Size: int(f.VNet.GSOSize), Worker: p.worker, Peer: m.peer,
 	}
-	b, position := p.ring.reserve(recordLen(r.Peer, captured))
+	room := len(r.Peer)
+	if undecided {
+		room = maxPeer
+	}
+	b, position := p.ring.reserve(recordLen(room, captured))
 	if b == nil {
 		p.missed[at].Add(1)
 		return
 	}
-	room := r.put(b, kindPacket, captured)
-	room = room[copy(room, outer):]
-	room = room[copy(room, link):]
-	copy(room, data)
+	to := r.put(b, kindPacket, captured)
+	to = to[copy(to, outer):]
+	to = to[copy(to, link):]
+	copy(to, data)
 	if undecided {
 		p.wait(waiting{sight.Serial, position, len(b)})
 	}
@@ -344,7 +348,7 @@ func (p *producer) settle(serial uint64, v packet.Verdict) {
 			kept++
 			continue
 		}
-		amend(p.ring.at(w.position, w.length), v, m.flow, m.known)
+		amend(p.ring.at(w.position, w.length), v, m.flow, m.known, m.peer)
 	}
 	p.waits = kept
 }

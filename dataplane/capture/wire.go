@@ -160,7 +160,7 @@ func (w *wireReader) append(slot []byte, h *unix.Tpacket3Hdr) {
 	w.received.Add(1)
 	captured := min(len(tag)+len(data), s.config.SnapLen)
 	start := len(w.out)
-	w.out = append(w.out, zeros[:recordLen("", captured)]...)
+	w.out = append(w.out, zeros[:recordLen(0, captured)]...)
 	room := r.put(w.out[start:], kindPacket, captured)
 	if tag != nil {
 		room = room[copy(room, data[:12]):]
