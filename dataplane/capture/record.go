@@ -73,6 +73,9 @@ func putSkip(b []byte, n int) {
 	b[4] = kindSkip
 }
 
+// recordSize is the length that a record begins with.
+func recordSize(b []byte) int { return int(binary.LittleEndian.Uint32(b)) }
+
 // recordLen is what a record with this much to carry takes.
 func recordLen(peer, captured int) int { return align(recordHeader + peer + captured) }
 

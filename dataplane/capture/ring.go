@@ -49,12 +49,23 @@ func (r *ring) publish(position uint64) (half bool) {
 	return position-tail >= mark && before-tail < mark
 }
 
-// readable returns what can be read in one piece, at most limit bytes.
+// readable returns the records that can be read in one piece: whole ones, of at most limit bytes unless the first one is larger.
 func (r *ring) readable(limit int) []byte {
 	tail := r.tail.Load()
-	n := int(r.head.Load() - tail)
 	o := r.offset(tail)
-	return r.buf[o : o+min(n, len(r.buf)-o, limit)]
+	all := r.buf[o : o+min(int(r.head.Load()-tail), len(r.buf)-o)]
+	if len(all) <= limit {
+		return all
+	}
+	n := recordSize(all)
+	for n < limit {
+		next := recordSize(all[n:])
+		if n+next > limit {
+			break
+		}
+		n += next
+	}
+	return all[:n]
 }
 
 // consume gives n bytes back to the writer.

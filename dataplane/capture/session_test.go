@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -309,17 +310,23 @@ type slowReader struct {
 }
 
 func (s *slowReader) Write(b []byte) (int, error) {
-	time.Sleep(time.Duration(s.r.IntN(300)) * time.Microsecond)
+	time.Sleep(time.Duration(s.r.IntN(300)+len(b)/64) * time.Microsecond)
 	return s.stream.Write(b)
 }
 
 // TestMissed runs random packets of two workers past a slow reader with little room: whatever is not read was counted, and what is
 // read is whole and in order.
 func TestMissed(t *testing.T) {
+	for _, ring := range []int{1 << 15, 1 << 20} { // of less than what is written at once, and of more
+		t.Run(fmt.Sprint(ring), func(t *testing.T) { testMissed(t, ring) })
+	}
+}
+
+func testMissed(t *testing.T, ring int) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	config := testConfig(TAP, Encap)
-	config.Workers, config.ring = 2, 1<<15
+	config.Workers, config.ring = 2, ring
 	s := NewSession(config)
 	reader := &slowReader{r: rand.New(rand.NewPCG(seed, 0))}
 	ctx, cancel := context.WithCancelCause(t.Context())
