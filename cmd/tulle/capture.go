@@ -175,6 +175,7 @@ func (d *daemon) runCapture(daemon context.Context, s *capture.Session, conn net
 		conn.Read(make([]byte, 1))
 		end("")
 	}()
+	yieldThread()
 	stop := d.forwarder.observe(s.Observe)
 	if err := d.greet(conn, s, snapLen); err != nil {
 		cancel(err)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -503,17 +502,11 @@ func TestCaptureLeavesNothing(t *testing.T) {
 // goroutines is what the daemon's own metrics say.
 func goroutines(t *testing.T, n lab.Node) (count int) {
 	t.Helper()
-	in(t, n, func() error {
-		resp, err := http.Get("http://127.0.0.1:9470/metrics")
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		_, rest, _ := strings.Cut(string(b), "\ngo_goroutines ")
-		fmt.Sscan(rest, &count)
-		return err
-	})
+	_, text := fetch(t, n, "/metrics")
+	_, rest, _ := strings.Cut(text, "\ngo_goroutines ")
+	if _, err := fmt.Sscan(rest, &count); err != nil {
+		t.Fatal(err)
+	}
 	return count
 }
 

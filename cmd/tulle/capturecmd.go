@@ -147,6 +147,7 @@ func (o *captureOptions) run(ctx context.Context, out, errOut io.Writer) error {
 		ctx, cancel = context.WithTimeout(ctx, o.duration)
 		defer cancel()
 	}
+	yieldProcess()
 	fmt.Fprintf(errOut, "capturing %s of node %s\n", strings.Join(o.stages, ", "), hello.Node)
 	defer context.AfterFunc(ctx, func() { conn.CloseWrite() })()
 	run := captureRun{options: o, conn: conn, hello: hello, stats: make([]capture.Statistics, len(hello.Interfaces))}
