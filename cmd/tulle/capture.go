@@ -99,7 +99,7 @@ func parseCapture(q url.Values) (c capture.Config, err error) {
 // newCapture opens a session for the request.
 func (d *daemon) newCapture(c capture.Config) (*capture.Session, error) {
 	f := d.forwarder
-	c.Workers, c.TAPName = d.config.workers, tapName
+	c.Workers, c.TAPName, c.L3 = d.config.workers, tapName, d.config.device.L3()
 	c.Start = time.Now().Add(-f.now())
 	c.Tunnel = capture.Tunnel{Port: d.config.port, VXLAN: d.config.conf.Backend.Type == netconf.TypeVXLAN}
 	c.Local = []netip.Addr{d.config.link.Addr, d.config.link.Addr6}

@@ -96,13 +96,16 @@ func (r *Record) put(b []byte, kind uint8, captured int) []byte {
 }
 
 // amend writes into a record what became of its packet. The peer's name is clipped to the room that was left for it.
-func amend(b []byte, v packet.Verdict, flow uint64, known bool, peer string) {
+func amend(b []byte, v packet.Verdict, m *memory) {
 	b[6] = uint8(v)
-	b[46] = uint8(copy(b[recordHeader+binary.LittleEndian.Uint32(b[36:]):], peer))
-	binary.LittleEndian.PutUint64(b[24:], flow)
-	if known {
+	if m.known {
 		b[7] |= uint8(FlagKnown)
 	}
+	binary.LittleEndian.PutUint64(b[24:], m.flow)
+	if m.segments > 0 {
+		binary.LittleEndian.PutUint16(b[40:], m.segments)
+	}
+	b[46] = uint8(copy(b[recordHeader+binary.LittleEndian.Uint32(b[36:]):], m.peer))
 }
 
 // appendRecord appends a record that carries data.

@@ -25,7 +25,8 @@ type Config struct {
 	Local   []netip.Addr                             // this node's addresses on the underlay, for synthesized headers
 	Source  func(worker int, f *packet.Frame) uint16 // port that a frame is sent from; nil: not known
 	TAPName string
-	ring    int // ringSize if 0
+	L3      bool // the TAP carries IP packets: its frames' Ethernet headers are not the kernel's
+	ring    int  // ringSize if 0
 }
 
 // A Session captures for one reader. Observe is called by the workers, everything else by the goroutine that owns it.
@@ -79,9 +80,13 @@ func (s *Session) announce(stage Stage) {
 		inner = Ethernet
 	}
 	const synthesized = "outer IP and UDP headers are synthesized, not as on the wire"
+	device := Ethernet
+	if s.config.L3 {
+		device = RawIP
+	}
 	switch stage {
 	case TAP:
-		s.add(placeTAP, Interface{stage, "tap", "frames read from (inbound) and written to (outbound) " + s.config.TAPName, Ethernet})
+		s.add(placeTAP, Interface{stage, "tap", "frames read from (inbound) and written to (outbound) " + s.config.TAPName, device})
 	case Encap:
 		s.add(placeEncap, Interface{stage, "encap", "encapsulated packets, as handed to the socket; " + synthesized, RawIP})
 	case Decap:
@@ -106,7 +111,8 @@ type memory struct {
 	flow         uint64
 	peer         string
 	from         dataplane.Side
-	start        int // where the frame began when it was read
+	start        int    // where the frame began when it was read
+	segments     uint16 // 0 until they are known
 	known, made  bool
 	routed       bool // nothing but a drop can still keep it from going on
 	encapsulated bool
@@ -147,6 +153,9 @@ func (s *Session) Observe(sight *dataplane.Sighting) {
 		return
 	}
 	p := &s.producers[sight.Worker]
+	if sight.Point != dataplane.AtRead { // which is before they are counted
+		p.recall(sight.Serial).segments = uint16(sight.Frame.Segments)
+	}
 	switch sight.Point {
 	case dataplane.AtRead:
 		p.read(sight)
@@ -190,7 +199,7 @@ func (p *producer) read(sight *dataplane.Sighting) {
 	m := p.recall(sight.Serial)
 	*m = memory{serial: sight.Serial, from: sight.From, start: f.Start(), made: sight.Made}
 	if sight.From == dataplane.TAP && !sight.Made {
-		p.capture(placeTAP, sight, m, FlagInbound, nil, nil, f.Bytes(), true)
+		p.capture(placeTAP, sight, m, FlagInbound, p.atTAP(f), true)
 	}
 }
 
@@ -198,7 +207,7 @@ func (p *producer) decap(sight *dataplane.Sighting) {
 	m := p.recall(sight.Serial)
 	m.routed = !sight.Frame.Fragment
 	p.name(m, sight)
-	p.capture(placeDecap, sight, m, FlagInbound, nil, nil, sight.Frame.Bytes(), true)
+	p.capture(placeDecap, sight, m, FlagInbound, bytesOf(sight.Frame), true)
 }
 
 func (p *producer) encap(sight *dataplane.Sighting) {
@@ -206,7 +215,7 @@ func (p *producer) encap(sight *dataplane.Sighting) {
 	m.encapsulated = true
 	p.name(m, sight)
 	if p.session.at[placeEncap] >= 0 {
-		p.capture(placeEncap, sight, m, FlagOutbound, p.synthesize(sight.Frame, true), nil, sight.Frame.Bytes(), true)
+		p.capture(placeEncap, sight, m, FlagOutbound, p.enclosed(sight.Frame, true), true)
 	}
 }
 
@@ -220,7 +229,7 @@ func (p *producer) name(m *memory, sight *dataplane.Sighting) {
 func (p *producer) sent(sight *dataplane.Sighting) {
 	p.settleAll()
 	if sight.Verdict == packet.Delivered {
-		p.capture(placeTAP, sight, p.recall(sight.Serial), FlagOutbound, nil, sight.Frame.DetachedLink(), sight.Frame.Bytes(), false)
+		p.capture(placeTAP, sight, p.recall(sight.Serial), FlagOutbound, p.atTAP(sight.Frame), false)
 	}
 }
 
@@ -239,27 +248,29 @@ func (p *producer) drop(sight *dataplane.Sighting) {
 	}
 	switch {
 	case m.encapsulated || m.from != dataplane.TAP && f.Start() == m.start && !f.Detached:
-		p.capture(placeDropIP, sight, m, towards, p.synthesize(f, m.encapsulated), nil, f.Bytes(), false)
+		p.capture(placeDropIP, sight, m, towards, p.enclosed(f, m.encapsulated), false)
+	case m.from == dataplane.TAP && p.session.config.L3:
+		p.capture(placeDropIP, sight, m, towards, p.atTAP(f), false)
 	case f.Detached:
-		p.capture(placeDropIP, sight, m, towards, nil, nil, f.Bytes(), false)
+		p.capture(placeDropIP, sight, m, towards, bytesOf(f), false)
 	default:
-		p.capture(placeDrop, sight, m, towards, nil, nil, f.Bytes(), false)
+		p.capture(placeDrop, sight, m, towards, bytesOf(f), false)
 	}
 }
 
-// capture puts a packet into the ring: outer or link, of which one is nil, and data. It waits for its verdict when one is still to come.
-func (p *producer) capture(at place, sight *dataplane.Sighting, m *memory, flags Flags, outer, link, data []byte, undecided bool) {
+// capture puts a packet into the ring. It waits for its verdict when one is still to come.
+func (p *producer) capture(at place, sight *dataplane.Sighting, m *memory, flags Flags, data parts, undecided bool) {
 	s := p.session
 	number := s.at[at]
-	if number < 0 || !s.wanted(s.interfaces[number].Link, outer, link, data) {
+	if number < 0 || !s.wanted(s.interfaces[number].Link, &data) {
 		return
 	}
 	p.received[at].Add(1)
 	f := sight.Frame
-	length := len(outer) + len(link) + len(data)
+	length := data.length()
 	captured := min(length, s.config.SnapLen)
 	r := Record{
-		Interface: int(number), Verdict: sight.Verdict, Flags: flags | p.flags(f, m, outer), Time: s.config.Start.Add(sight.Time), Serial: sight.Serial,
+		Interface: int(number), Verdict: sight.Verdict, Flags: flags | p.flags(f, m, data.outer), Time: s.config.Start.Add(sight.Time), Serial: sight.Serial,
 		FlowID: m.flow, Length: length, Segments: f.Segments, Size: int(f.VNet.GSOSize), Worker: p.worker, Peer: m.peer,
 	}
 	room := len(r.Peer)
@@ -271,10 +282,7 @@ func (p *producer) capture(at place, sight *dataplane.Sighting, m *memory, flags
 		p.missed[at].Add(1)
 		return
 	}
-	to := r.put(b, kindPacket, captured)
-	to = to[copy(to, outer):]
-	to = to[copy(to, link):]
-	copy(to, data)
+	data.copyTo(r.put(b, kindPacket, captured))
 	if undecided {
 		p.wait(waiting{sight.Serial, position, len(b)})
 	}
@@ -297,25 +305,24 @@ func (p *producer) flags(f *packet.Frame, m *memory, outer []byte) (flags Flags)
 }
 
 // wanted applies the filters. Before a packet's bytes are copied, so that what nobody wants costs no room.
-func (s *Session) wanted(link LinkType, outer, ether, data []byte) bool {
+func (s *Session) wanted(link LinkType, p *parts) bool {
 	c := &s.config
 	if c.Filter == nil && c.Inner == nil {
 		return true
 	}
-	length := len(outer) + len(ether) + len(data)
-	if ether != nil { // of its Ethernet header a filter sees nothing: it is made for the TAP
+	head := p.data
+	switch {
+	case p.outer != nil:
+		head = p.outer
+	case p.link != nil: // made for the TAP: a filter sees what lies behind it
 		link = RawIP
 	}
-	head := data
-	if outer != nil {
-		head = outer
-	}
-	h := Dissect(head, link, length)
+	h := Dissect(head, link, p.length())
 	if !c.Filter.Match(&h) || c.Inner == nil {
 		return c.Filter.Match(&h)
 	}
-	if outer != nil {
-		inner, link := c.Tunnel.Unwrap(data)
+	if p.outer != nil {
+		inner, link := c.Tunnel.Unwrap(p.data)
 		h = Dissect(inner, link, len(inner))
 	}
 	return c.Inner.Match(&h)
@@ -348,7 +355,7 @@ func (p *producer) settle(serial uint64, v packet.Verdict) {
 			kept++
 			continue
 		}
-		amend(p.ring.at(w.position, w.length), v, m.flow, m.known, m.peer)
+		amend(p.ring.at(w.position, w.length), v, m)
 	}
 	p.waits = kept
 }

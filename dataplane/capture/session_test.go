@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -411,6 +412,58 @@ func TestObserveAllocates(t *testing.T) {
 	b := udpTo(t, "10.0.2.9", 900)
 	if n := testing.AllocsPerRun(100, func() { w.out(w.frame(b), true, packet.Encapsulated) }); n > 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestSuperPackets demands segments and size of one from the TAP, whose segments are counted only after it was read, and the whole of one
+// that was joined.
+func TestSuperPackets(t *testing.T) {
+	s := NewSession(testConfig(TAP, Decap))
+	w := newFakeWorker(t, s)
+	b := udpTo(t, "10.0.2.9", 2500)
+	f := w.frame(b)
+	f.VNet = packet.VNet{GSOType: packet.GSOUDPL4, GSOSize: 1000, Flags: packet.VNetNeedsCsum}
+	w.meet(dataplane.TAP, f)
+	f.Segments = 3
+	w.see(dataplane.AtRoute, f, packet.None)
+	joined := w.frame(vxlanOf(b))
+	joined.VNet, joined.Segments = f.VNet, 4
+	joined.More = [][]byte{bytes.Repeat([]byte{7}, 1000), bytes.Repeat([]byte{8}, 10)}
+	w.in(joined, packet.Delivered)
+	got := records(t, s)
+	if len(got) != 3 {
+		t.Fatalf("%d records", len(got))
+	}
+	if r := got[0]; r.Segments != 3 || r.Size != 1000 || r.Flags != FlagInbound|FlagPartial || !bytes.Equal(r.Data, b) {
+		t.Errorf("from the TAP: %+v", r)
+	}
+	for _, r := range got[1:] {
+		if want := slices.Concat(b, joined.More[0], joined.More[1]); r.Segments != 4 || r.Length != len(want) || !bytes.Equal(r.Data, want) {
+			t.Errorf("joined: %d segments of %d bytes in %d, want %d", r.Segments, r.Size, r.Length, len(want))
+		}
+	}
+}
+
+// TestBareIP demands that of a device of IP packets the capture shows these, and not the Ethernet header that the engine works with.
+func TestBareIP(t *testing.T) {
+	config := testConfig(TAP, Drop)
+	config.L3 = true
+	config.Filter, _ = ParseFilter("ip host 10.0.2.9")
+	s := NewSession(config)
+	w := newFakeWorker(t, s)
+	inner := udpTo(t, "10.0.2.9", 10)
+	f := w.frame(inner)
+	w.meet(dataplane.TAP, f)
+	w.see(dataplane.AtDrop, f, packet.DropMartian)
+	w.in(w.frame(vxlanOf(inner)), packet.Delivered)
+	got := records(t, s)
+	if len(got) != 3 {
+		t.Fatalf("%d records", len(got))
+	}
+	for _, r := range got {
+		if i := s.Interfaces()[r.Interface]; i.Link != RawIP || !bytes.Equal(r.Data, inner[14:]) {
+			t.Errorf("%s: %x", i.Name, r.Data)
+		}
 	}
 }
 

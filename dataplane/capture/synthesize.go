@@ -26,13 +26,13 @@ func (p *producer) synthesize(f *packet.Frame, outbound bool) []byte {
 	}
 	b := p.outer[:0]
 	if local.Is4() {
-		b = appendIPv4(b, src.Addr(), dst.Addr(), f.OuterTOS, f.Len())
+		b = appendIPv4(b, src.Addr(), dst.Addr(), f.OuterTOS, f.Len()+f.MoreLen())
 	} else {
-		b = appendIPv6(b, src.Addr(), dst.Addr(), f.OuterTOS, f.Len())
+		b = appendIPv6(b, src.Addr(), dst.Addr(), f.OuterTOS, f.Len()+f.MoreLen())
 	}
 	b = binary.BigEndian.AppendUint16(b, src.Port())
 	b = binary.BigEndian.AppendUint16(b, dst.Port())
-	b = binary.BigEndian.AppendUint16(b, length16(udpLen+f.Len()))
+	b = binary.BigEndian.AppendUint16(b, length16(udpLen+f.Len()+f.MoreLen()))
 	return binary.BigEndian.AppendUint16(b, 0)
 }
 
