@@ -54,7 +54,6 @@ type modelDatagram struct {
 	data   map[int]byte
 	end    int
 	spoilt bool
-	dead   bool
 }
 
 // add says what becomes of a fragment.

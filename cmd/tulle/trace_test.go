@@ -181,8 +181,12 @@ func TestTrace(t *testing.T) {
 	transfer(t, between(l, 1, 2), 4<<20)
 	all, _ := super.packets()
 	most := slices.MaxFunc(all, func(a, b tracedPacket) int { return len(a.Ways) - len(b.Ways) })
-	if sent := most.Ways[0].Segments; sent < 2 || len(most.Ways) != 1+sent || most.Verdict != "delivered" {
-		t.Errorf("a super-packet of %d segments arrived in %d pieces", sent, len(most.Ways)-1)
+	arrived := 0 // in pieces that the other engine joined, maybe with what came behind
+	for _, w := range most.Ways[1:] {
+		arrived += w.Segments
+	}
+	if sent := most.Ways[0].Segments; sent < 2 || arrived < sent || most.Verdict != "delivered" {
+		t.Errorf("of a super-packet of %d segments %d arrived", sent, arrived)
 	}
 	noObservers(t, l, 1, 2)
 }

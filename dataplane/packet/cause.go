@@ -51,6 +51,7 @@ var causes = [NumVerdicts]string{
 	DropTTL:          "its TTL or hop limit is used up: there is a routing loop, or the sender starts with too few hops (traceroute does on purpose)",
 	DropTooBig:       "it is larger than the path to the peer and may not be fragmented; the sender was told by ICMP how large it may be: compare the pod's MTU with the path's in tulle peers -o json",
 	DropTAPWrite:     "the TAP refused it: was the device removed or set down, or is this node's kernel out of memory?",
+	DropNextHop:      "the raw underlay does not know the Ethernet address that leads to the peer: does it answer ARP or ND (ip neighbour), and is it behind the link of --iface?",
 	DropUnderlaySend: "the underlay socket refused the datagram: is there a route to the peer's public address, and do firewall and neighbour table of this node let it out?",
 }
 
