@@ -98,7 +98,7 @@ func cut(n int) func(*wireTest, []byte) []byte {
 
 func vlan(id byte) func(*wireTest, []byte) []byte {
 	return func(_ *wireTest, f []byte) []byte {
-		return slices.Concat(f[:12], []byte{0x81, 0, 0, id}, f[12:])
+		return slices.Concat(f[:12], []byte{0x81, 0, 0xe0, id}, f[12:])
 	}
 }
 
@@ -115,8 +115,8 @@ func TestPacketRefuses(t *testing.T) {
 			before := u.OuterDrops()
 			w.inject(t, c.spoil(w, w.outerFrame(t, payload)), w.outerFrame(t, payload))
 			got := receive(t, u, in, 1)
-			if !bytes.Equal(got[0].data, payload) || got[0].remote != netip.AddrPortFrom(w.sites[0].addr, 50000) || got[0].tos != 2 {
-				t.Fatalf("%s: the next datagram is another: %+v", c.name, got[0])
+			if len(got) != 1 || !bytes.Equal(got[0].data, payload) || got[0].remote != netip.AddrPortFrom(w.sites[0].addr, 50000) || got[0].tos != 2 {
+				t.Fatalf("%s: %d datagrams, want the next one alone; %+v", c.name, len(got), got[0])
 			}
 			for v, n := range u.OuterDrops() {
 				if n -= before[v]; n != 0 && v != c.verdict || n != 1 && v == c.verdict {
@@ -138,6 +138,7 @@ func TestPacketAccepts(t *testing.T) {
 			"priority tag":                  vlan(0)(w, w.outerFrame(t, payload)),
 			"padding behind the IP packet":  append(w.outerFrame(t, payload), make([]byte, 9)...),
 			"an odd length, nothing behind": w.outerFrame(t, payload),
+			"IP longer than UDP":            w.longer(t, w.outerFrame(t, payload), 7),
 		}
 		if w.sites[0].addr.Is4() {
 			frames["no checksum"] = atUDP(6, 0, 0)(w, w.outerFrame(t, payload))
@@ -157,6 +158,19 @@ func TestPacketAccepts(t *testing.T) {
 			t.Errorf("an empty datagram has %d bytes", len(got[0].data))
 		}
 	})
+}
+
+// longer puts n bytes behind the UDP packet, inside the IP packet.
+func (w *wireTest) longer(t *testing.T, frame []byte, n int) []byte {
+	frame = append(frame, bytes.Repeat([]byte{0xee}, n)...)
+	if w.sites[0].addr.Is6() {
+		binary.BigEndian.PutUint16(frame[18:], binary.BigEndian.Uint16(frame[18:])+uint16(n))
+		return frame
+	}
+	return fixed(func(_ *wireTest, f []byte) []byte {
+		binary.BigEndian.PutUint16(f[16:], binary.BigEndian.Uint16(f[16:])+uint16(n))
+		return f
+	})(w, frame)
 }
 
 // Fragments of several datagrams in any order become what was sent; with one lost, repeated or laid over another the rest does not

@@ -164,7 +164,6 @@ func (u *PacketUnderlay) sendFragments(f *packet.Frame, hop *NextHop, parts []un
 		return
 	}
 	b := u.finished(&ip, f, parts)
-	u.flush() // what was queued goes first, and all room is free now
 	u.piece.Sent, u.piece.Refused = 0, 0
 	ip.id = u.ids.Add(1)
 	for len(b) > 0 {
