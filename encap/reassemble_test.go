@@ -236,3 +236,23 @@ func TestReassemblerECN(t *testing.T) {
 		})
 	}
 }
+
+// Fragments belong together by source and identification.
+func TestReassemblerKeys(t *testing.T) {
+	for name, s := range fragmentSources {
+		t.Run(name, func(t *testing.T) {
+			r, data := newReassembler(), s.udpData(wirePort, 100)
+			other := s
+			other.src = s.src.Prev()
+			for _, first := range [][]byte{s.frame(1, 0, data, 0, 48, true), s.frame(2, 0, data, 0, 48, true), other.frame(3, 0, data, 0, 48, true)} {
+				r.add(parsedFrame(t, first), wirePort, 0, func(packet.Verdict) {})
+			}
+			for i, last := range [][]byte{s.frame(3, 0, data, 48, 100, false), other.frame(1, 0, data, 48, 100, false), s.frame(2, 0, data, 48, 100, false)} {
+				_, got, v := r.add(parsedFrame(t, last), wirePort, 0, func(packet.Verdict) {})
+				if v != packet.None || (got != nil) != (i == 2) {
+					t.Errorf("last fragment %d: %v, whole %t", i, v, got != nil)
+				}
+			}
+		})
+	}
+}
