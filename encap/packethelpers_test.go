@@ -116,18 +116,24 @@ func (w *wireTest) udp(t testing.TB, i int, c Config) (u *Underlay) {
 func (w *wireTest) setOffloads(t testing.TB, on bool) {
 	t.Helper()
 	for i := range w.spaces {
-		w.in(t, i, func() {
-			e, err := ethtool.NewEthtool()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer e.Close()
-			want := map[string]bool{"tx-checksum-ip-generic": on, "tx-generic-segmentation": on, "tx-udp-segmentation": on, "tx-tcp-segmentation": on}
-			if err := e.Change(w.sites[i].name, want); err != nil {
-				t.Fatal(err)
-			}
-		})
+		for _, feature := range []string{"tx-checksum-ip-generic", "tx-generic-segmentation", "tx-udp-segmentation", "tx-tcp-segmentation"} {
+			w.setFeature(t, i, feature, on)
+		}
 	}
+}
+
+func (w *wireTest) setFeature(t testing.TB, i int, feature string, on bool) {
+	t.Helper()
+	w.in(t, i, func() {
+		e, err := ethtool.NewEthtool()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		if err := e.Change(w.sites[i].name, map[string]bool{feature: on}); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // tap returns a packet socket at site 1 that sees all frames of the link that come in, as they are.

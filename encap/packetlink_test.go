@@ -341,3 +341,52 @@ func TestPacketAllocates(t *testing.T) {
 		}
 	})
 }
+
+// Datagrams that arrive one by one are joined by the kernel's GRO because of the guard's UDP_GRO, as on a real wire, and cut
+// again here: right ones come through, wrong ones don't hide among them.
+func TestPacketGRO(t *testing.T) {
+	onWires(t, func(t *testing.T, w *wireTest) {
+		w.setOffloads(t, false)
+		w.setFeature(t, 1, "rx-gro", true)
+		a, b := w.packet(t, 0, Config{})[0], w.packet(t, 1, Config{})[0]
+		out, in := packet.NewBatch(1<<20), packet.NewBatch(1<<21)
+		for i := range uint16(5) {
+			outgoing(t, out, flow{i, 2}.tcp(t, pattern(60001)), 1390, w.addr(1)).OuterTOS = 2
+			outgoing(t, out, flow{i, 2}.udp(t, pattern(300)), 0, w.addr(1))
+		}
+		joined := 0
+		for range 5 {
+			want := wireOf(out)
+			a.Write(out)
+			checkSent(t, out)
+			var got []datagram
+			for len(got) < len(want) {
+				wait(t, b.FD(), len(got), len(want))
+				in.Reset()
+				if _, err := b.Read(in); err != nil {
+					t.Fatal(err)
+				}
+				joined = max(joined, int(b.recv.msgs[0].len))
+				for _, f := range in.Frames {
+					got = append(got, datagram{data: slices.Clone(f.Bytes())})
+				}
+			}
+			checkArrivedInAnyOrder(t, got, want)
+		}
+		if joined < 3000 || len(b.OuterDrops()) != 0 {
+			t.Errorf("the longest frame that came has %d bytes; dropped: %v", joined, b.OuterDrops())
+		}
+		payload := vxlanUDP(t, 500)
+		wrong := w.outerFrame(t, payload)
+		wrong[len(wrong)-1] ^= 1
+		w.inject(t, w.outerFrame(t, payload), wrong, w.outerFrame(t, payload), w.outerFrame(t, payload))
+		for i, d := range receive(t, b, in, 3) {
+			if !slices.Equal(d.data, payload) {
+				t.Errorf("datagram %d is wrong", i)
+			}
+		}
+		if n := b.OuterDrops()[packet.DropL4Checksum]; n != 1 {
+			t.Errorf("dropped: %v", b.OuterDrops())
+		}
+	})
+}

@@ -234,3 +234,40 @@ func TestPacketReassembledChecksum(t *testing.T) {
 		}
 	})
 }
+
+// Where the kernel vouches for the checksum it is not looked at, but everything else is.
+func TestPacketTrusted(t *testing.T) {
+	for name, addrs := range wireSites {
+		t.Run(name, func(t *testing.T) {
+			w := &wireTest{sites: [2]site{{"", addrs[0]}, {"", addrs[1]}}}
+			u, b, payload := socketless(addrs[1], codec(t, 1)), packet.NewBatch(1<<17), vxlanUDP(t, 100)
+			for _, c := range []struct {
+				name  string
+				spoil func(*wireTest, []byte) []byte
+				flags uint8
+				want  packet.Verdict
+				taken bool
+			}{
+				{"right", atUDP(0), 0, 0, true},
+				{"wrong checksum, verified", atUDP(6, 1, 2), packet.VNetDataValid, 0, true},
+				{"wrong checksum, unfinished", atUDP(6, 1, 2), packet.VNetNeedsCsum, 0, true},
+				{"wrong checksum", atUDP(6, 1, 2), 0, packet.DropL4Checksum, false},
+				{"UDP longer than IP, verified", atUDP(4, 1, 0), packet.VNetDataValid, packet.DropFrameTruncated, false},
+				{"UDP longer than IP, unfinished", atUDP(4, 1, 0), packet.VNetNeedsCsum, packet.DropFrameTruncated, false},
+				{"UDP shorter than its header, verified", atUDP(4, 0, 7), packet.VNetDataValid, packet.DropFrameTruncated, false},
+				{"another port, verified", atUDP(2, 0, 53), packet.VNetDataValid, 0, false},
+			} {
+				before := u.OuterDrops()[c.want]
+				message := make([]byte, packet.VNetLen)
+				packet.VNet{Flags: c.flags}.Encode(message)
+				frames := u.feed(b, append(message, c.spoil(w, w.outerFrame(t, payload))...))
+				if taken := len(frames) == 1 && bytes.Equal(frames[0].Bytes(), payload); taken != c.taken || len(frames) > 1 {
+					t.Errorf("%s: %d frames, want taken %t", c.name, len(frames), c.taken)
+				}
+				if n := u.OuterDrops()[c.want] - before; c.want != packet.None && n != 1 {
+					t.Errorf("%s: %v counted %d times", c.name, c.want, n)
+				}
+			}
+		})
+	}
+}

@@ -117,25 +117,21 @@ func (p *program) finish() []unix.SockFilter {
 
 // Ancillary data of a frame, by offset (include/uapi/linux/filter.h), and offsets behind the Ethernet header.
 const (
-	frameKind = uint32(0xfffff000) + 4  // SKF_AD_PKTTYPE
-	frameVLAN = uint32(0xfffff000) + 44 // SKF_AD_VLAN_TAG
+	frameKind = uint32(0xfffff000) + 4 // SKF_AD_PKTTYPE
 
 	ip4 = packet.EthernetLen
 	ip6 = packet.EthernetLen
 )
 
 // tunnelFilter accepts UDP datagrams to the tunnel's port and address, and every fragment of UDP to the address. A
-// frame for another host that the link happens to see is not for us, and one with the tag of a VLAN that has no
-// link of its own neither. Each flow belongs to one of the workers, by source address and port; the fragments of a
+// frame for another host that the link happens to see is not for us; to the kernel one with the tag of a VLAN that has no
+// link of its own is such a frame too. Each flow belongs to one of the workers, by source address and port; the fragments of a
 // datagram to one by source address. PACKET_FANOUT would do that too, but no socket in a fanout group can be bound again
 // (packet_do_bind), which a link that comes back asks for.
 func tunnelFilter(local netip.AddrPort, worker, workers int) []unix.SockFilter {
 	var p program
 	p.load(unix.BPF_B, frameKind)
 	p.require(unix.PACKET_HOST)
-	p.load(unix.BPF_H, frameVLAN)
-	p.add(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xfff)
-	p.require(0)
 	if local.Addr().Is4() {
 		p.tunnel4(local, worker, workers)
 	} else {
