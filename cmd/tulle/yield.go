@@ -9,7 +9,7 @@ import (
 )
 
 // captureNice makes a capture yield to the packet path where both want the same CPU: what it does not come to is missed, and counted.
-const captureNice = 10
+const captureNice = 19
 
 // yieldThread keeps the goroutine on a thread of its own, which ends with it and has less of a claim to the CPU than others.
 func yieldThread() {

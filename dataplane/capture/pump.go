@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"time"
 )
 
@@ -79,8 +80,9 @@ func (p *pump) move() (moved bool, err error) {
 		r.consume(len(chunk))
 	}
 	if w := p.session.wire; w != nil {
-		if records := w.read(); records != nil {
-			_, err := p.to.Write(records)
+		if records := net.Buffers(w.read()); records != nil {
+			_, err := records.WriteTo(p.to)
+			w.release()
 			return true, err
 		}
 	}

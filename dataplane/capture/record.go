@@ -95,6 +95,12 @@ func (r *Record) put(b []byte, kind uint8, captured int) []byte {
 	return b[recordHeader : recordHeader+captured]
 }
 
+// setLengths corrects the lengths in a record's header whose captured bytes do not lie behind it.
+func setLengths(b []byte, record, captured int) {
+	binary.LittleEndian.PutUint32(b, uint32(record))
+	binary.LittleEndian.PutUint32(b[36:], uint32(captured))
+}
+
 // amend writes into a record what became of its packet. The peer's name is clipped to the room that was left for it.
 func amend(b []byte, v packet.Verdict, m *memory) {
 	b[6] = uint8(v)
@@ -130,15 +136,15 @@ var ErrCut = errors.New("the daemon is gone")
 // A Reader reads a stream.
 type Reader struct {
 	r    *bufio.Reader
-	buf  []byte
+	used int // bytes of the record that was handed out, which still lie in r
 	last Record
 }
 
 // NewReader returns a Reader of a stream.
-func NewReader(r *bufio.Reader) *Reader { return &Reader{r: r} }
+func NewReader(r io.Reader) *Reader { return &Reader{r: bufio.NewReaderSize(r, 2*maxRecord)} }
 
 // Buffered returns whether a part of the next record is there already.
-func (r *Reader) Buffered() bool { return r.r.Buffered() > 0 }
+func (r *Reader) Buffered() bool { return r.r.Buffered() > r.used }
 
 // Next returns the next event. It waits for it.
 func (r *Reader) Next() (Event, error) {
@@ -161,28 +167,27 @@ func (r *Reader) Next() (Event, error) {
 	}
 }
 
-// record reads one record into r.last.
+// record reads one record into r.last. Its data is that of the buffer.
 func (r *Reader) record() (kind uint8, data []byte, err error) {
-	var head [recordAlign]byte
-	if _, err := io.ReadFull(r.r, head[:]); err != nil {
+	r.r.Discard(r.used) // it is there
+	r.used = 0
+	head, err := r.r.Peek(recordAlign)
+	if err != nil {
 		return 0, nil, cut(err)
 	}
-	n := int(binary.LittleEndian.Uint32(head[:]))
+	n := recordSize(head)
 	if kind = head[4]; kind == kindSkip && n >= recordAlign {
-		_, err := r.r.Discard(n - recordAlign)
+		_, err := r.r.Discard(n)
 		return kind, nil, cut(err)
 	}
 	if n < recordHeader || n > maxRecord {
 		return 0, nil, fmt.Errorf("capture stream: record of %d bytes: the daemon is of another version", n)
 	}
-	if cap(r.buf) < n {
-		r.buf = make([]byte, n)
-	}
-	b := r.buf[:n]
-	copy(b, head[:])
-	if _, err := io.ReadFull(r.r, b[recordAlign:]); err != nil {
+	b, err := r.r.Peek(n)
+	if err != nil {
 		return 0, nil, cut(err)
 	}
+	r.used = n
 	if data = r.last.get(b); data == nil {
 		return 0, nil, fmt.Errorf("capture stream: a record of %d bytes contradicts itself: the daemon is of another version", n)
 	}

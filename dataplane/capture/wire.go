@@ -2,6 +2,7 @@ package capture
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -27,9 +28,11 @@ type wireReader struct {
 	session *Session
 	fd      int
 	ring    []byte
-	block   int // the next one
-	out     []byte
-	number  int // of the interface
+	block   int      // the next one
+	out     []byte   // records, or their headers
+	pieces  [][]byte // of the block that was read, in order
+	cut     int      // where the next piece of out begins
+	number  int      // of the interface
 
 	received, missed atomic.Uint64
 }
@@ -113,27 +116,33 @@ func (w *wireReader) close() {
 	}
 }
 
-// read returns the records of the next block, nil when none is ready. They are valid until the next call.
-func (w *wireReader) read() []byte {
+// read returns the records of the next block in pieces, nil when none is ready. They are valid until release, which must follow.
+func (w *wireReader) read() [][]byte {
 	base := w.ring[w.block*blockSize:][:blockSize]
-	header := (*unix.TpacketHdrV1)(unsafe.Pointer(&base[unsafe.Offsetof(unix.TpacketBlockDesc{}.Hdr)]))
+	header := blockHeader(base)
 	if atomic.LoadUint32(&header.Block_status)&unix.TP_STATUS_USER == 0 {
 		return nil
 	}
-	w.out = w.out[:0]
+	w.out, w.pieces, w.cut = w.out[:0], w.pieces[:0], 0
 	at := int(header.Offset_to_first_pkt)
 	for range header.Num_pkts {
 		h := (*unix.Tpacket3Hdr)(unsafe.Pointer(&base[at]))
 		w.append(base[at:], h)
 		at += int(h.Next_offset)
 	}
+	w.pieces = append(w.pieces, w.out[w.cut:])
+	return w.pieces
+}
+
+// release gives the block that was read back to the kernel.
+func (w *wireReader) release() {
+	header := blockHeader(w.ring[w.block*blockSize:])
 	atomic.StoreUint32(&header.Block_status, unix.TP_STATUS_KERNEL)
 	w.block = (w.block + 1) % blockCount
-	if len(w.out) == 0 {
-		w.out = append(w.out, make([]byte, recordAlign)...) // nothing passed the filters: not the same as no block
-		putSkip(w.out, recordAlign)
-	}
-	return w.out
+}
+
+func blockHeader(block []byte) *unix.TpacketHdrV1 {
+	return (*unix.TpacketHdrV1)(unsafe.Pointer(&block[unsafe.Offsetof(unix.TpacketBlockDesc{}.Hdr)]))
 }
 
 // append adds the record of one packet. slot begins with h.
@@ -158,19 +167,35 @@ func (w *wireReader) append(slot []byte, h *unix.Tpacket3Hdr) {
 		return
 	}
 	w.received.Add(1)
-	captured := min(len(tag)+len(data), s.config.SnapLen)
-	start := len(w.out)
-	w.out = append(w.out, zeros[:recordLen(0, captured)]...)
-	room := r.put(w.out[start:], kindPacket, captured)
-	if tag != nil {
-		room = room[copy(room, data[:12]):]
-		room = room[copy(room, tag):]
-		data = data[12:]
-	}
-	copy(room, data)
+	w.add(&r, tag, data, min(len(tag)+len(data), s.config.SnapLen))
 }
 
-var zeros [maxRecord]byte
+// copyLess is the size from which on a packet's bytes are written from the kernel's ring and not copied to the others.
+const copyLess = 4096
+
+// add puts a record into out, or, of a large packet, the header into out and the rest among the pieces.
+func (w *wireReader) add(r *Record, tag, data []byte, captured int) {
+	start, length := len(w.out), recordLen(0, captured)
+	if tag == nil && captured >= copyLess {
+		w.out = slices.Grow(w.out, recordHeader+recordAlign)[:start+recordHeader]
+		r.put(w.out[start:], kindPacket, 0)
+		setLengths(w.out[start:], length, captured)
+		w.pieces = append(w.pieces, w.out[w.cut:], data[:captured])
+		w.cut = len(w.out)
+		w.out = append(w.out, padding[:length-recordHeader-captured]...)
+		return
+	}
+	w.out = slices.Grow(w.out, length)[:start+length]
+	to := r.put(w.out[start:], kindPacket, captured)
+	if tag != nil {
+		to = to[copy(to, data[:12]):]
+		to = to[copy(to, tag):]
+		data = data[12:]
+	}
+	copy(to, data)
+}
+
+var padding [recordAlign]byte
 
 // offload notes what the packet's sender left to the device: then it is not yet what will be on the cable.
 func (w *wireReader) offload(r *Record, v packet.VNet) {
