@@ -27,7 +27,7 @@ var (
 	pool6    = []string{"fd00::1", "fd00::2", "fd00:1::1"}
 	poolNet  = []string{"10.0.0.0/24", "10.0.0.0/8", "10", "192.168", "0.0.0.0/0", "10.0.0.2/31", "10.0.0.2", "fd00::/16", "fd00::/64", "fd00::1", "::/0"}
 	poolMAC  = []string{"02:00:00:00:00:01", "02:00:00:00:00:02"}
-	poolPort = []uint16{53, 80, 443, 8472}
+	poolPort = []uint16{0, 53, 80, 443, 8472}
 )
 
 func pick[T any](r *rand.Rand, from []T) T { return from[r.IntN(len(from))] }

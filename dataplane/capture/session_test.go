@@ -467,6 +467,83 @@ func TestBareIP(t *testing.T) {
 	}
 }
 
+// TestWaits demands that the reader gets no packet before its verdict, that one which still waits at the end is not lost, and that the
+// last counters are told.
+func TestWaits(t *testing.T) {
+	s := NewSession(testConfig(TAP))
+	w := newFakeWorker(t, s)
+	f := w.frame(udpTo(t, "10.0.2.9", 10))
+	readable := func() int { return len(s.producers[0].ring.readable(1 << 20)) }
+	w.meet(dataplane.TAP, f)
+	if readable() > 0 {
+		t.Error("readable before its verdict")
+	}
+	w.see(dataplane.AtDrop, f, packet.DropMartian)
+	if readable() == 0 {
+		t.Error("not readable after its verdict")
+	}
+	held := w.frame(udpTo(t, "10.0.2.9", 11))
+	w.meet(dataplane.TAP, held)
+	var stream bytes.Buffer
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Run(ended, &stream, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	got, stats, _ := readStream(t, &stream)
+	if len(got) != 2 || got[0].Verdict != packet.DropMartian || got[1].Verdict != packet.None || got[1].Serial != 2 {
+		t.Errorf("%+v", got)
+	}
+	if stats[0].Received != 2 || stats[0].Missed != 0 {
+		t.Errorf("%+v", stats[0])
+	}
+}
+
+// TestRing holds a ring against a list: what was published comes out in order, whole and unchanged, whatever the sizes.
+func TestRing(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	ring := newRing(1 << 10)
+	var want [][]byte
+	refused, taken := 0, 0
+	for i := range 100000 {
+		if r.IntN(3) > 0 {
+			n := recordHeader + recordAlign*r.IntN(40)
+			b, _ := ring.reserve(n)
+			if b == nil {
+				refused++
+				if used := int(ring.reserved - ring.tail.Load()); used+2*n <= 1<<10 {
+					t.Fatalf("%d bytes refused with %d in use", n, used)
+				}
+				continue
+			}
+			for at := range b {
+				b[at] = byte(i)
+			}
+			(&Record{Serial: uint64(i)}).put(b, kindPacket, 0)
+			want = append(want, bytes.Clone(b))
+			ring.publish(ring.reserved)
+			continue
+		}
+		chunk := ring.readable(1 + r.IntN(600))
+		ring.consume(len(chunk))
+		for len(chunk) > 0 {
+			n := recordSize(chunk)
+			if chunk[4] != kindSkip {
+				if taken++; !bytes.Equal(chunk[:n], want[0]) {
+					t.Fatalf("record %d is damaged", taken)
+				}
+				want = want[1:]
+			}
+			chunk = chunk[n:]
+		}
+	}
+	if refused < 1000 || taken < 1000 {
+		t.Errorf("%d refused, %d read: the test tells nothing", refused, taken)
+	}
+}
+
 // TestMade demands that a packet which the engine makes while it judges another does not decide that one.
 func TestMade(t *testing.T) {
 	s := NewSession(testConfig(TAP, Encap, Drop))
