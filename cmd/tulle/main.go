@@ -47,7 +47,7 @@ func newRootCommand() *cobra.Command {
 		return usageError("%s: %w; see %s --help", cmd.CommandPath(), err, cmd.CommandPath())
 	})
 	root.AddCommand(newNodeCommand(), newStatusCommand(), newPeersCommand(), newRoutesCommand(), newFlowsCommand(), newCaptureCommand(), newTraceCommand(), newPingCommand(),
-		newConfigCommand(), newKeygenCommand(), newLabCommand(), newVersionCommand())
+		newConfigCommand(), newKeygenCommand(), newLabCommand(), newBenchCommand(), newVersionCommand())
 	return root
 }
 

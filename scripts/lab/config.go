@@ -43,6 +43,7 @@ type Config struct {
 	MTU         int                       // of the underlay, bytes; DefaultMTU if 0. Pods have less, see Lab.PodMTU
 	Executable  string                    // the tulle binary
 	FlannelPeer string                    // the flannelpeer binary: what Kernel nodes run in a lab of BackendUDP
+	PeerArgs    []string                  // before flannelpeer's own, for a binary that is more than that
 	NodeArgs    []string                  // appended to the daemons' command line
 	NodeArgsFor func(number int) []string // appended after NodeArgs for one node; nil for none
 	MayFail     map[int]bool              // numbers of daemon nodes that start last and need not get ready, see Lab.Settle

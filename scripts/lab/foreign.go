@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -34,9 +35,10 @@ func (n *node) flannelSocket(lab string) string { return filepath.Join(n.dir(lab
 
 // startFlannel runs flannelpeer in a kernel node of a lab of BackendUDP and waits until it answers.
 func (l *Lab) startFlannel(n *node) error {
-	daemon, _, err := l.launch(n, l.rec.FlannelPeer, []string{"-network", ipv4.network().String(), "-subnet", n.V4.Subnet.String(),
+	args := append(slices.Clone(l.rec.PeerArgs), "-network", ipv4.network().String(), "-subnet", n.V4.Subnet.String(),
 		"-public-ip", n.V4.PublicIP.String(), "-mtu", strconv.Itoa(l.rec.podMTU()), "-peers", n.flannelPeers(l.dir),
-		"-socket", n.flannelSocket(l.dir)})
+		"-socket", n.flannelSocket(l.dir))
+	daemon, _, err := l.launch(n, l.rec.FlannelPeer, args)
 	if err != nil {
 		return err
 	}

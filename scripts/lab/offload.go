@@ -37,8 +37,19 @@ var gro = []string{"rx-gro", "rx-gro-list", "rx-udp-gro-forwarding"}
 // SetOffloads turns checksum and segmentation offloads of every underlay veth, both ends, on (as a fresh lab has them) or
 // off, so that every packet crosses the underlay as on a wire: at most MTU long, checksums finished.
 func (l *Lab) SetOffloads(on bool) error {
-	type end struct{ namespace, link string }
-	var ends []end
+	for _, e := range l.underlayEnds() {
+		if err := In(e.namespace, func() error { return setOffloads(e.link, on) }); err != nil {
+			return fmt.Errorf("%s: %w", e.namespace, err)
+		}
+	}
+	return nil
+}
+
+// end is one of the two of a veth.
+type end struct{ namespace, link string }
+
+// underlayEnds lists both ends of every underlay veth.
+func (l *Lab) underlayEnds() (ends []end) {
 	for _, n := range l.Nodes() {
 		ends = append(ends, end{n.Namespace, "eth0"}, end{underlayNamespace, underlayPort(n.Number)})
 	}
@@ -47,12 +58,7 @@ func (l *Lab) SetOffloads(on bool) error {
 			ends = append(ends, end{RouterNamespace, s.routerLink()}, end{underlayNamespace, s.routerPort()})
 		}
 	}
-	for _, e := range ends {
-		if err := In(e.namespace, func() error { return setOffloads(e.link, on) }); err != nil {
-			return fmt.Errorf("%s: %w", e.namespace, err)
-		}
-	}
-	return nil
+	return ends
 }
 
 // offloadsOn says whether a link leaves checksums to others; so it is with all of offloads or with none.

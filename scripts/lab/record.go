@@ -33,6 +33,7 @@ type record struct {
 	Routed        bool        `json:"routed"`
 	Executable    string      `json:"executable"`
 	FlannelPeer   string      `json:"flannelPeer"`
+	PeerArgs      []string    `json:"peerArgs"`
 	NodeArgs      []string    `json:"nodeArgs"`
 	Env           []string    `json:"env"`
 	Namespaces    []namespace `json:"namespaces"`
@@ -120,7 +121,7 @@ func loadRecord(dir string) (*record, error) {
 func newRecord(c Config) *record {
 	r := &record{SchemaVersion: schemaVersion, Dir: c.Dir, Created: time.Now().UTC(), Ephemeral: c.Ephemeral, MTU: c.MTU,
 		Pods: c.Pods, Family: c.Family, Backend: c.Backend, Store: c.Store, Device: c.Device, StaticPeers: c.Store == StoreFile || c.anyKernel(),
-		Routed: c.Routed, Executable: c.Executable, FlannelPeer: c.FlannelPeer, NodeArgs: c.NodeArgs, Env: c.Env}
+		Routed: c.Routed, Executable: c.Executable, FlannelPeer: c.FlannelPeer, PeerArgs: c.PeerArgs, NodeArgs: c.NodeArgs, Env: c.Env}
 	r.Namespaces = append(r.Namespaces, namespace{Name: underlayNamespace})
 	if r.Routed {
 		r.Namespaces = append(r.Namespaces, namespace{Name: RouterNamespace})

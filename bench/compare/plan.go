@@ -1,0 +1,107 @@
+package compare
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tulle-net/tulle/bench"
+	"github.com/tulle-net/tulle/scripts/lab"
+)
+
+// Plan says what to measure and how long to look.
+type Plan struct {
+	Name      string
+	Rounds    int
+	Paths     []string
+	Underlays []string
+	Cases     []Case
+	ruler     ruler
+}
+
+var underlays = []string{lab.UnderlayVeth, lab.UnderlayWire}
+
+// Underlays are those that Options may have.
+func Underlays() []string { return slices.Clone(underlays) }
+
+var (
+	small      = udpCase("udp-64B", bench.Stream{}, true)
+	smallMany  = udpCase("udp-64B", bench.Stream{Flows: 256}, false)
+	exchanging = transactCase("tcp-rr", bench.Transact{})
+	connecting = transactCase("tcp-crr", bench.Transact{Connect: true})
+)
+
+// cases are all that there are.
+var cases = []Case{tcpCase(1), tcpCase(4), exchanging, connecting, small, smallMany,
+	udpCase("udp-64B-gso", bench.Stream{Segments: 16}, false),
+	udpCase("udp-imix", bench.Stream{Sizes: bench.IMIX, Flows: 64}, false),
+	udpCase("udp-512B", bench.Stream{Sizes: []int{512}}, false),
+	udpCase("udp-1400B", bench.Stream{Sizes: []int{1400}}, false),
+	udpCase("udp-9000B", bench.Stream{Sizes: []int{9000}}, false),
+	udpCase("udp-64B", bench.Stream{Flows: 16}, false),
+	udpCase("udp-64B", bench.Stream{Flows: bench.MaxFlows}, false),
+	tcpCase(16)}
+
+// Plans are the presets: a smoke run, the table of the project's page, and everything.
+func Plans() []Plan {
+	all := make([]string, len(Paths))
+	for i, p := range Paths {
+		all[i] = p.Name
+	}
+	return []Plan{
+		{Name: "quick", Rounds: 1, Paths: []string{Bare, Kernel, "tulle", "tulle-udp", "water", "wireguard"}, Underlays: underlays[:1],
+			Cases: []Case{tcpCase(1), exchanging, small},
+			ruler: ruler{warmUp: 100 * time.Millisecond, stream: 300 * time.Millisecond, transact: 300 * time.Millisecond,
+				flood: 100 * time.Millisecond, latency: 200 * time.Millisecond, precision: 0.1, votes: 1, loads: []int{10},
+				search: []time.Duration{50 * time.Millisecond, 100 * time.Millisecond}}},
+		{Name: "table", Rounds: 3, Paths: []string{Bare, Kernel, "tulle", "tulle-udp", "tulle-kernel", "water", "wireguard"}, Underlays: underlays,
+			Cases: []Case{tcpCase(1), tcpCase(4), exchanging, small, smallMany},
+			ruler: ruler{warmUp: 500 * time.Millisecond, stream: 2 * time.Second, transact: time.Second, flood: 500 * time.Millisecond,
+				latency: time.Second, precision: 0.03, votes: 3, loads: []int{10, 50, 90},
+				search: []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, time.Second}}},
+		{Name: "full", Rounds: 5, Paths: all, Underlays: underlays, Cases: cases,
+			ruler: ruler{warmUp: time.Second, stream: 5 * time.Second, transact: 3 * time.Second, flood: 2 * time.Second,
+				latency: 5 * time.Second, precision: 0.02, votes: 3, loads: []int{10, 50, 90},
+				search: []time.Duration{200 * time.Millisecond, 500 * time.Millisecond, 5 * time.Second}}},
+	}
+}
+
+// FindPlan gives a preset.
+func FindPlan(name string) (Plan, error) {
+	var have []string
+	for _, p := range Plans() {
+		if p.Name == name {
+			return p, nil
+		}
+		have = append(have, p.Name)
+	}
+	return Plan{}, fmt.Errorf("preset %q: no such preset (have: %s)", name, strings.Join(have, ", "))
+}
+
+// SelectCases replaces the plan's cases by those named, whichever preset has them.
+func (p *Plan) SelectCases(names []string) error {
+	p.Cases = nil
+	var have []string
+	for _, c := range cases {
+		have = append(have, c.Name)
+	}
+	for _, name := range names {
+		i := slices.Index(have, name)
+		if i < 0 {
+			return fmt.Errorf("case %q: no such case (have: %s)", name, strings.Join(have, ", "))
+		}
+		p.Cases = append(p.Cases, cases[i])
+	}
+	return nil
+}
+
+// Check says what is wrong with the plan's underlays.
+func (p *Plan) Check() error {
+	for _, u := range p.Underlays {
+		if !slices.Contains(underlays, u) {
+			return fmt.Errorf("underlay %q: no such underlay (have: %s)", u, strings.Join(underlays, ", "))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,5 @@
+package result
+
+import "io"
+
+func (r *Result) WriteHTML(w io.Writer) error { return r.WriteMarkdown(w) }

@@ -1,0 +1,107 @@
+package result
+
+import "slices"
+
+// Row is a figure of one path over all rounds.
+type Row struct {
+	Underlay, Name, Path, Unit string
+	Values                     []float64 // by round
+	Ratios                     []float64 // to the reference path in the same round; shorter than Values where that has none
+	Value, Ratio               Spread
+	Flags                      []string // of any round
+}
+
+// Summary is all rows, by underlay, name and path in their orders.
+func (r *Result) Summary() (rows []Row) {
+	type key struct{ underlay, name, path string }
+	index, values := map[key][]Figure{}, map[key]map[int]float64{}
+	for _, f := range r.Figures {
+		k := key{f.Underlay, f.Name, f.Path}
+		if index[k] = append(index[k], f); values[k] == nil {
+			values[k] = map[int]float64{}
+		}
+		values[k][f.Round] = f.Value
+	}
+	for _, underlay := range r.Underlays() {
+		for _, name := range r.Names() {
+			for _, path := range r.PathNames() {
+				if figures := index[key{underlay, name, path}]; len(figures) > 0 {
+					rows = append(rows, row(figures, values[key{underlay, name, r.Reference}]))
+				}
+			}
+		}
+	}
+	return rows
+}
+
+// row sums up one path's figures; reference is the other's by round.
+func row(figures []Figure, reference map[int]float64) Row {
+	f := figures[0]
+	r := Row{Underlay: f.Underlay, Name: f.Name, Path: f.Path, Unit: f.Unit}
+	for _, f := range figures {
+		r.Values = append(r.Values, f.Value)
+		if v := reference[f.Round]; v != 0 {
+			r.Ratios = append(r.Ratios, f.Value/v)
+		}
+		for _, flag := range f.Flags {
+			if !slices.Contains(r.Flags, flag) {
+				r.Flags = append(r.Flags, flag)
+			}
+		}
+	}
+	r.Value, r.Ratio = spread(r.Values), spread(r.Ratios)
+	return r
+}
+
+// Regression is a row that has become worse.
+type Regression struct {
+	Row    Row
+	Change float64 // of the median, part; positive is worse
+	P      float64 // of the change being chance
+}
+
+// significance is the p below which a change is no chance: what three rounds against three can reach at best.
+const significance = 0.05
+
+// Regressions compares with an older result: rows of both whose median is worse by more than threshold, and significantly so over
+// the rounds. Ratios to the reference are compared where both have them, for these know nothing of how fast the machine was.
+// Figures that the generator limited, and the reference's own, are passed over.
+func (r *Result) Regressions(old *Result, threshold float64) (worse []Regression, compared int) {
+	type key struct{ underlay, name, path, unit string }
+	before := map[key]Row{}
+	for _, row := range old.Summary() {
+		before[key{row.Underlay, row.Name, row.Path, row.Unit}] = row
+	}
+	for _, row := range r.Summary() {
+		was, ok := before[key{row.Underlay, row.Name, row.Path, row.Unit}]
+		if !ok || row.Path == r.Reference || slices.Contains(row.Flags, GeneratorBound) {
+			continue
+		}
+		compared++
+		if c := change(was, row); c.Change > threshold && c.P <= significance {
+			worse = append(worse, c)
+		}
+	}
+	return worse, compared
+}
+
+func change(was, now Row) Regression {
+	a, b := was.Values, now.Values
+	if len(was.Ratios) > 0 && len(now.Ratios) > 0 {
+		a, b = was.Ratios, now.Ratios
+	}
+	old, current := spread(a).Median, spread(b).Median
+	r := Regression{Row: now}
+	if HigherIsBetter(now.Unit) {
+		r.P = smaller(b, a)
+		if old > 0 {
+			r.Change = 1 - current/old
+		}
+		return r
+	}
+	r.P = smaller(a, b)
+	if old > 0 {
+		r.Change = current/old - 1
+	}
+	return r
+}

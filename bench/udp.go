@@ -1,0 +1,170 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	sinkBuffer   = 16 << 20 // SO_RCVBUFFORCE, bytes; the kernel doubles it
+	senderBuffer = 4 << 20
+)
+
+// UDP is the sockets of a stream, open for any number of trials, one at a time.
+type UDP struct {
+	ends   Ends
+	flows  []int // the client's sockets
+	server int
+	port   int
+}
+
+// UDPResult is what became of a trial's datagrams.
+type UDPResult struct {
+	Offered float64       `json:"offered"` // datagrams a second; 0 if unpaced
+	Elapsed time.Duration `json:"elapsed"` // ns in JSON; of the sending
+	Sent    uint64        `json:"sent"`    // taken by the client's kernel
+	Counts
+	Refused     uint64  `json:"refused"`     // sends turned down for want of room, and made again
+	SocketDrops uint64  `json:"socketDrops"` // of the lost, those for which the server's socket had no room
+	Latency     Latency `json:"latency,omitzero"`
+	CPU         CPUTime `json:"cpu"`
+}
+
+// Lost is the number of those that never arrived.
+func (r UDPResult) Lost() uint64 { return r.Sent - r.Received }
+
+// LossRatio is the part of the sent that is lost; 1 if none was sent.
+func (r UDPResult) LossRatio() float64 {
+	if r.Sent == 0 {
+		return 1
+	}
+	return float64(r.Lost()) / float64(r.Sent)
+}
+
+// SentRate and ReceivedRate are datagrams a second.
+func (r UDPResult) SentRate() float64     { return float64(r.Sent) / r.Elapsed.Seconds() }
+func (r UDPResult) ReceivedRate() float64 { return float64(r.Received) / r.Elapsed.Seconds() }
+
+// OpenUDP makes the server's socket and flows of the client's, which are connected to it.
+func OpenUDP(ends Ends, flows int) (_ *UDP, err error) {
+	u := &UDP{ends: ends, server: -1}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("udp sockets: %w", err), u.Close())
+		}
+	}()
+	if err := ends.Server.in(u.listen); err != nil {
+		return nil, err
+	}
+	return u, ends.Client.in(func() error {
+		for range flows {
+			if err := u.connect(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (u *UDP) listen() (err error) {
+	if u.server, err = udpSocket(u.ends.Server); err != nil {
+		return err
+	}
+	name, err := unix.Getsockname(u.server)
+	if err != nil {
+		return err
+	}
+	u.port = portOf(name)
+	return nil
+}
+
+func (u *UDP) connect() error {
+	fd, err := udpSocket(u.ends.Client)
+	if err != nil {
+		return err
+	}
+	u.flows = append(u.flows, fd)
+	return unix.Connect(fd, u.ends.Server.sockaddr(u.port))
+}
+
+// udpSocket is bound to the place's address and a port of the kernel's choice. It fragments what is larger than the MTU.
+func udpSocket(p Place) (fd int, err error) {
+	if fd, err = unix.Socket(p.domain(), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	level, option := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
+	if p.domain() == unix.AF_INET6 {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER
+	}
+	timeout := unix.NsecToTimeval(int64(sinkPoll))
+	err = errors.Join(
+		unix.SetsockoptInt(fd, level, option, unix.IP_PMTUDISC_DONT),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, sinkBuffer),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, senderBuffer),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
+		unix.Bind(fd, p.sockaddr(0)))
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func portOf(name unix.Sockaddr) int {
+	switch a := name.(type) {
+	case *unix.SockaddrInet4:
+		return a.Port
+	case *unix.SockaddrInet6:
+		return a.Port
+	}
+	return 0
+}
+
+// Close closes the sockets.
+func (u *UDP) Close() error {
+	var failed error
+	for _, fd := range append(u.flows, u.server) {
+		if fd >= 0 {
+			failed = errors.Join(failed, unix.Close(fd))
+		}
+	}
+	return failed
+}
+
+// Run makes one trial. Loss is no error: an error means that ctx ended, that s is not for these sockets, or that one failed.
+func (u *UDP) Run(ctx context.Context, s Stream) (UDPResult, error) {
+	if err := s.normalize(); err != nil {
+		return UDPResult{}, err
+	}
+	if s.Flows > len(u.flows) {
+		return UDPResult{}, fmt.Errorf("stream: %d flows over %d sockets", s.Flows, len(u.flows))
+	}
+	flows := u.flows[:s.Flows]
+	if err := segmentation(flows, s); err != nil {
+		return UDPResult{}, err
+	}
+	t := &trial{ends: u.ends, stream: s, tx: newSender(s, flows), rx: newSink(s, u.server)}
+	if s.Echo {
+		t.rx = newSink(s, flows[0])
+		t.mirror = &mirror{fd: u.server, batch: newBatch(sinkBatch, s.largest()+1, true)}
+	}
+	return t.run(ctx)
+}
+
+// segmentation sets UDP_SEGMENT of udp(7) on the client's sockets, 0 for none.
+func segmentation(fds []int, s Stream) error {
+	size := 0
+	if s.Segments > 1 {
+		size = s.Sizes[0]
+	}
+	for _, fd := range fds {
+		if err := unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT, size); err != nil {
+			return fmt.Errorf("set UDP_SEGMENT to %d: %w", size, err)
+		}
+	}
+	return nil
+}
