@@ -44,7 +44,7 @@ type session struct {
 
 // figure notes a value and says so.
 func (s *session) figure(name string, value float64, unit string, flags ...string) {
-	if limit, ok := s.bare[name]; ok && result.HigherIsBetter(unit) && value >= generatorShare*limit {
+	if limit, ok := s.bare[name]; ok && (unit == result.Gbps || unit == result.PerSecond) && value >= generatorShare*limit {
 		flags = append(flags, result.GeneratorBound)
 	}
 	s.out.Figures = append(s.out.Figures, result.Figure{Round: s.round, Underlay: s.underlay, Path: s.path, Name: name, Value: value, Unit: unit, Flags: flags})
@@ -119,7 +119,7 @@ func udpCase(name string, stream bench.Stream, latency bool) Case {
 		if err != nil || !latency || rate == 0 {
 			return err
 		}
-		return s.latencies(ctx, u, stream, rate)
+		return s.latencies(ctx, u, stream, name, rate)
 	}}
 }
 
@@ -157,7 +157,7 @@ func (s *session) search(ctx context.Context, u *bench.UDP, stream bench.Stream,
 }
 
 // latencies measures at parts of a rate: delays of the stream itself, one way, and round trips of a thin stream beside it.
-func (s *session) latencies(ctx context.Context, u *bench.UDP, stream bench.Stream, rate float64) error {
+func (s *session) latencies(ctx context.Context, u *bench.UDP, stream bench.Stream, name string, rate float64) error {
 	probes, err := bench.OpenUDP(s.ends, 1)
 	if err != nil {
 		return err
@@ -176,7 +176,7 @@ func (s *session) latencies(ctx context.Context, u *bench.UDP, stream bench.Stre
 			name string
 			bench.Latency
 		}{{"delay", way.Latency}, {"round-trip", trip.Latency}} {
-			s.delays(fmt.Sprintf("%s/%d%%-load", d.name, load), d.Latency)
+			s.delays(fmt.Sprintf("%s/%s/%d%%-load", name, d.name, load), d.Latency)
 		}
 	}
 	return nil

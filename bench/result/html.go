@@ -1,5 +1,152 @@
 package result
 
-import "io"
+import (
+	_ "embed"
+	"html/template"
+	"io"
+	"math"
+	"slices"
+	"strings"
+)
 
-func (r *Result) WriteHTML(w io.Writer) error { return r.WriteMarkdown(w) }
+//go:embed page.html
+var pageText string
+
+var pageTemplate = template.Must(template.New("page").Parse(pageText))
+
+// page is what page.html shows.
+type page struct {
+	Date, Reference string
+	Lines, Warnings []string
+	Lost, Won       []string
+	Sections        []section
+	Rows            [][]string
+}
+
+type section struct {
+	Title  string
+	Charts []chart
+	Plots  []plot
+}
+
+// chart is bars of one figure. Lengths are in thousandths of its width.
+type chart struct {
+	Title, Name, Better string
+	Reference           float64 // 0 for none
+	Bars                []bar
+}
+
+type bar struct {
+	Path, Title, Value, Ratio, Class, Note string
+	Color                                  template.CSS
+	Median, Low, High                      float64
+}
+
+// WriteHTML writes a page that needs nothing from elsewhere.
+func (r *Result) WriteHTML(w io.Writer) error { return pageTemplate.Execute(w, r.page()) }
+
+func (r *Result) page() page {
+	rows := r.Summary()
+	lines := r.Describe()
+	p := page{Date: r.Created.Format("2006-01-02"), Reference: r.title(r.Reference), Lines: lines[:2], Warnings: lines[2:]}
+	p.Lost, p.Won = r.verdicts(rows)
+	for _, underlay := range r.Underlays() {
+		p.Sections = append(p.Sections, r.section(underlay, rows))
+	}
+	for _, row := range rows {
+		p.Rows = append(p.Rows, []string{row.Underlay, row.Name, row.Path, Format(row.Value.Median, row.Unit), Format(row.Value.Min, row.Unit),
+			Format(row.Value.Max, row.Unit), r.Ratio(row), strings.Join(row.Flags, ", ")})
+	}
+	return p
+}
+
+// title is what people call a path.
+func (r *Result) title(path string) string {
+	for _, p := range r.Paths {
+		if p.Name == path {
+			return p.Title
+		}
+	}
+	return path
+}
+
+// colors are defined in page.html; paths have theirs by their place.
+const colors = 10
+
+func (r *Result) color(path string) template.CSS {
+	i := slices.Index(r.PathNames(), path) % colors
+	return template.CSS("--p" + string(rune('0'+i)))
+}
+
+func (r *Result) section(underlay string, rows []Row) section {
+	s := section{Title: strings.ToUpper(underlayTitle(underlay)[:1]) + underlayTitle(underlay)[1:]}
+	for _, name := range r.Names() {
+		var of []Row
+		for _, row := range rows {
+			if row.Underlay == underlay && row.Name == name {
+				of = append(of, row)
+			}
+		}
+		if _, _, isPercentile := percentile(name); len(of) > 0 && !isPercentile {
+			s.Charts = append(s.Charts, r.chart(of))
+		}
+	}
+	s.Plots = r.plots(underlay, rows)
+	return s
+}
+
+func (r *Result) chart(rows []Row) chart {
+	most := 0.0
+	for _, row := range rows {
+		most = max(most, row.Value.Max)
+	}
+	scale := func(v float64) float64 {
+		if most == 0 {
+			return 0
+		}
+		return math.Round(v / most * 990)
+	}
+	c := chart{Name: rows[0].Name, Title: Explain(rows[0].Name), Better: "lower"}
+	if HigherIsBetter(rows[0].Unit) {
+		c.Better = "higher"
+	}
+	for _, row := range rows {
+		if row.Path == r.Reference {
+			c.Reference = scale(row.Value.Median)
+		}
+		c.Bars = append(c.Bars, bar{Path: row.Path, Title: r.title(row.Path), Value: Format(row.Value.Median, row.Unit), Ratio: r.Ratio(row),
+			Class: quality(row), Note: strings.Join(row.Flags, ", "), Color: r.color(row.Path),
+			Median: scale(row.Value.Median), Low: scale(row.Value.Min), High: scale(row.Value.Max)})
+	}
+	return c
+}
+
+// quality says whether a row is better or worse than the reference by more than two runs of one thing differ.
+func quality(row Row) string {
+	const same = 0.05
+	ratio := row.Ratio.Median
+	if row.Ratio.N == 0 || math.Abs(ratio-1) <= same {
+		return ""
+	}
+	if (ratio > 1) == HigherIsBetter(row.Unit) {
+		return "better"
+	}
+	return "worse"
+}
+
+// verdicts lists in words where tulle's plainest path is worse and where it is better than the reference, the greatest first.
+func (r *Result) verdicts(rows []Row) (lost, won []string) {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(row Row) bool { return row.Path != "tulle" || quality(row) == "" || row.Ratio.Median <= 0 })
+	slices.SortStableFunc(rows, func(a, b Row) int {
+		return int(math.Copysign(1, math.Abs(math.Log(b.Ratio.Median))-math.Abs(math.Log(a.Ratio.Median))))
+	})
+	for _, row := range rows {
+		text := Explain(row.Name) + " on " + row.Underlay + ": " + r.Ratio(row) + " of " + r.title(r.Reference) + "'s, " + Format(row.Value.Median, row.Unit)
+		if quality(row) == "worse" {
+			lost = append(lost, text)
+		} else {
+			won = append(won, text)
+		}
+	}
+	return lost, won
+}

@@ -63,9 +63,9 @@ type Regression struct {
 // significance is the p below which a change is no chance: what three rounds against three can reach at best.
 const significance = 0.05
 
-// Regressions compares with an older result: rows of both whose median is worse by more than threshold, and significantly so over
-// the rounds. Ratios to the reference are compared where both have them, for these know nothing of how fast the machine was.
-// Figures that the generator limited, and the reference's own, are passed over.
+// Regressions compares with an older result: rows of both whose ratio to the reference is worse by more than threshold in the
+// median, and significantly so over the rounds. A row without ratio is passed over, for it would tell of the machine, and so is one
+// that the generator limited.
 func (r *Result) Regressions(old *Result, threshold float64) (worse []Regression, compared int) {
 	type key struct{ underlay, name, path, unit string }
 	before := map[key]Row{}
@@ -74,7 +74,7 @@ func (r *Result) Regressions(old *Result, threshold float64) (worse []Regression
 	}
 	for _, row := range r.Summary() {
 		was, ok := before[key{row.Underlay, row.Name, row.Path, row.Unit}]
-		if !ok || row.Path == r.Reference || slices.Contains(row.Flags, GeneratorBound) {
+		if !ok || row.Path == r.Reference || len(was.Ratios) == 0 || len(row.Ratios) == 0 || slices.Contains(row.Flags, GeneratorBound) {
 			continue
 		}
 		compared++
@@ -86,22 +86,12 @@ func (r *Result) Regressions(old *Result, threshold float64) (worse []Regression
 }
 
 func change(was, now Row) Regression {
-	a, b := was.Values, now.Values
-	if len(was.Ratios) > 0 && len(now.Ratios) > 0 {
-		a, b = was.Ratios, now.Ratios
+	r := Regression{Row: now, P: smaller(was.Ratios, now.Ratios)}
+	if was.Ratio.Median > 0 {
+		r.Change = now.Ratio.Median/was.Ratio.Median - 1
 	}
-	old, current := spread(a).Median, spread(b).Median
-	r := Regression{Row: now}
 	if HigherIsBetter(now.Unit) {
-		r.P = smaller(b, a)
-		if old > 0 {
-			r.Change = 1 - current/old
-		}
-		return r
-	}
-	r.P = smaller(a, b)
-	if old > 0 {
-		r.Change = current/old - 1
+		r.P, r.Change = smaller(now.Ratios, was.Ratios), -r.Change
 	}
 	return r
 }

@@ -93,7 +93,11 @@ func (r *Result) WriteTable(w io.Writer) error {
 				name = ""
 			}
 			last = row.Name
-			fmt.Fprintf(t, "%s\t%s\t%s\t%.0f%%\t%s\t%s\n", name, row.Path, Format(row.Value.Median, row.Unit), row.Value.Percent(),
+			spread := ""
+			if row.Value.N > 1 {
+				spread = fmt.Sprintf("%.0f%%", row.Value.Percent())
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", name, row.Path, Format(row.Value.Median, row.Unit), spread,
 				r.Ratio(row), strings.Join(row.Flags, ", "))
 		}
 		if err := t.Flush(); err != nil {

@@ -183,3 +183,34 @@ func TestConfig(t *testing.T) {
 		t.Errorf("defaults: %v", err)
 	}
 }
+
+// What trials of the last phase, at three a rate, say about the goal of no loss.
+func TestBounds(t *testing.T) {
+	trial := func(rate, loss float64) Trial { return Trial{Rate: rate, Sent: rate, Loss: loss} }
+	for _, test := range []struct {
+		name   string
+		trials []Trial
+		want   interval
+		open   bool
+	}{
+		{"nothing", nil, interval{}, false},
+		{"one vote of three", []Trial{trial(100, 0)}, interval{}, true},
+		{"two votes for", []Trial{trial(100, 0), trial(100, 0)}, interval{low: 100}, false},
+		{"two for, one against", []Trial{trial(100, 0), trial(100, 0.1), trial(100, 0)}, interval{low: 100}, false},
+		{"two against, one for", []Trial{trial(100, 0.1), trial(100, 0), trial(100, 0.1)}, interval{high: 100}, false},
+		{"a rate that holds above one that does not", []Trial{trial(100, 0.1), trial(100, 0.1), trial(200, 0), trial(200, 0), trial(50, 0), trial(50, 0)},
+			interval{low: 50, high: 100}, false},
+		{"what could not be sent", []Trial{{Rate: 200, Sent: 150}, {Rate: 200, Sent: 160}}, interval{low: 160, high: 160}, false},
+	} {
+		s, err := New(Config{Max: 1e6, Durations: []time.Duration{time.Second}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, trial := range test.trials {
+			s.Add(trial)
+		}
+		if got, open := s.bounds(0); got != test.want || (open != nil) != test.open {
+			t.Errorf("%s: %+v, open %t, want %+v", test.name, got, open != nil, test.want)
+		}
+	}
+}
