@@ -48,10 +48,26 @@ func (d *Direct) build(mtu int) error {
 	if err := d.In(0, func() error { return d.addVeth(mtu) }); err != nil {
 		return err
 	}
+	var links [2]netlink.Link
 	for side := range d.fds {
-		err := d.In(side, func() error {
-			_, err := setUpLink(directLink(side), directPrefix(side, ipv4), directPrefix(side, ipv6))
+		err := d.In(side, func() (err error) {
+			links[side], err = setUpLink(directLink(side), directPrefix(side, ipv4), directPrefix(side, ipv6))
 			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return d.introduce(links)
+}
+
+// introduce tells each side the other's MAC for good, as pods and their nodes know each other.
+func (d *Direct) introduce(links [2]netlink.Link) error {
+	for side, link := range links {
+		err := d.In(side, func() error {
+			mac := links[1-side].Attrs().HardwareAddr.String()
+			return errors.Join(addNeighbour(link, directPrefix(1-side, ipv4).Addr(), mac, 0),
+				addNeighbour(link, directPrefix(1-side, ipv6).Addr(), mac, 0))
 		})
 		if err != nil {
 			return err
