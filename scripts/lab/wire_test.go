@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 )
 
@@ -31,6 +32,24 @@ func queueOf(t *testing.T, e end) (kind string, length int) {
 	return kind, length
 }
 
+func groOf(t *testing.T, e end) (on bool) {
+	t.Helper()
+	err := In(e.namespace, func() error {
+		tool, err := ethtool.NewEthtool()
+		if err != nil {
+			return err
+		}
+		defer tool.Close()
+		features, err := tool.Features(e.link)
+		on = features["rx-gro"]
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return on
+}
+
 // A wire has a queue at each end, GRO at the nodes', no other offload, and becomes a veth again.
 func TestSetUnderlay(t *testing.T) {
 	l := up(t, Config{Nodes: 2, Pods: 1, Kernel: map[int]bool{1: true, 2: true}})
@@ -51,6 +70,9 @@ func TestSetUnderlay(t *testing.T) {
 				t.Errorf("%s: on is %v, want %v", kind, on, want)
 			}
 			for _, e := range l.underlayEnds() {
+				if on := groOf(t, e); on != (kind == UnderlayWire && e.link == "eth0") {
+					t.Errorf("%s: GRO of %s is %t", kind, e.link, on)
+				}
 				queue, length := queueOf(t, e)
 				if wire := kind == UnderlayWire; (queue == "pfifo") != wire || wire && length != wireQueue {
 					t.Errorf("%s: %s has the queue %s of %d", kind, e.link, queue, length)
