@@ -30,8 +30,8 @@ demo: need-root build
 # The lab's tests take turns on the machine's namespaces, so the packages run one at a time. The end-to-end tests start a
 # process for each command: all of them run without the race detector, and those with the most concurrency with it too.
 test: need-root build
-	$(GO) test -race -count=1 -p 1 -timeout 20m $$($(GO) list ./... | grep -v /cmd/)
-	$(GO) test -count=1 -timeout 20m ./cmd/...
+	$(GO) test -race -count=1 -p 1 -timeout 30m $$($(GO) list ./... | grep -v /cmd/)
+	$(GO) test -count=1 -timeout 40m ./cmd/...
 	$(GO) test -race -count=1 -timeout 20m -run '^($(RACE_E2E))$$' ./cmd/...
 
 fuzz:
