@@ -42,7 +42,8 @@ func (h Hops) equal(o Hops) bool {
 }
 
 // A Resolver finds the next hops of outer addresses, for an underlay that sends whole frames: the kernel's routes say which
-// neighbour it is, and the kernel resolves it and keeps it alive (NTF_MANAGED, before Linux 5.16 NTF_USE now and then). It
+// neighbour it is, and the kernel resolves it and keeps it alive (NTF_MANAGED, before Linux 5.16 NTF_USE now and then). An IPv6
+// neighbour on a link without link-local address is pinged while it is unknown, for want of anything else that works. It
 // looks at everything after each announcement of the kernel's, after each Want, and now and then.
 //
 // Its methods are safe for concurrent use; Run is called once.
@@ -267,6 +268,11 @@ func (r *Resolver) keep(via neighbour, n netlink.Neigh, known bool) {
 	switch managed := n.FlagsExt&netlink.NTF_EXT_MANAGED != 0; {
 	case known && n.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) != 0:
 		return
+	case via.addr.Is6() && !hasLinkLocal(via.link):
+		if !known || n.State&(usableStates|netlink.NUD_INCOMPLETE) == 0 {
+			r.ping(via)
+		}
+		return
 	case known && managed && n.State&(usableStates|netlink.NUD_INCOMPLETE) != 0:
 	case known && r.plain && n.State&asked != 0:
 	default:
@@ -287,6 +293,32 @@ func (r *Resolver) ask(via neighbour) {
 	if n, ok := known[via.addr]; err != nil || ok && n.FlagsExt&netlink.NTF_EXT_MANAGED == 0 {
 		slog.Info("the kernel does not keep neighbours up to date by itself (NTF_MANAGED, Linux 5.16): it is asked to again and again")
 		r.plain = true
+	}
+}
+
+// hasLinkLocal says whether the kernel can ask for IPv6 neighbours without a packet to send there: it does so from a
+// link-local address alone (Linux 6.18, ndisc_send_ns).
+func hasLinkLocal(link int) bool {
+	addrs, err := netlink.AddrList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: link}}, netlink.FAMILY_V6)
+	return err != nil || slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
+}
+
+// ping sends an echo request (RFC 4443 section 4.1) to an IPv6 neighbour from the node's own address, so that the kernel asks
+// for it from there. Nobody waits for the answer.
+func (r *Resolver) ping(via neighbour) {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+	if err != nil {
+		slog.Warn("a neighbour is not asked for", "neighbour", via.addr, "error", err)
+		return
+	}
+	defer unix.Close(fd)
+	err = unix.Bind(fd, &unix.SockaddrInet6{Addr: r.local[1].As16()})
+	if err == nil {
+		const echoRequest = 128
+		err = unix.Sendto(fd, []byte{echoRequest, 7: 0}, 0, &unix.SockaddrInet6{Addr: via.addr.As16(), ZoneId: uint32(via.link)})
+	}
+	if err != nil {
+		slog.Warn("a neighbour is not asked for", "neighbour", via.addr, "error", err)
 	}
 }
 

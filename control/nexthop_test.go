@@ -252,3 +252,26 @@ func TestResolverApplies(t *testing.T) {
 		t.Errorf("%d calls without a change, problems %v", s.handed-before, s.r.Problems())
 	}
 }
+
+// On a link without link-local address the kernel asks for no IPv6 neighbour by itself.
+func TestResolverWithoutLinkLocal(t *testing.T) {
+	s := newStreet(t)
+	link, err := netlink.LinkByName("tulle-u0")
+	s.must(err)
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	s.must(err)
+	for _, a := range addrs {
+		if a.IP.IsLinkLocalUnicast() {
+			s.must(netlink.AddrDel(link, &a))
+		}
+	}
+	s.r.Want([]netip.Addr{neighbour6})
+	for range 3 {
+		if hop := s.resolved(neighbour6); hop.MAC != tables.MAC(peerMAC) {
+			t.Errorf("%+v", hop)
+		}
+		n, _ := s.neighbour(neighbour6)
+		s.must(netlink.NeighDel(&n))
+		s.problem("has not answered yet")
+	}
+}
