@@ -180,3 +180,26 @@ func TestOptionsUntouched(t *testing.T) {
 		}
 	}
 }
+
+// TestJoined demands that datagrams of one flow behind each other reach the TAP as one super-packet, that each of them is counted,
+// and that the next flow's begins another.
+func TestJoined(t *testing.T) {
+	for _, c := range []struct{ from, other, to string }{{"10.0.2.9", "10.0.2.8", "10.0.1.9"}, {podB6, "fd00:2::8", podA6}} {
+		r := newRig(t)
+		one, other := fromB(t, c.from, c.to), fromB(t, c.other, c.to)
+		r.send(underlayOf(one), one, one, one, other, one)
+		in := r.tap().taken()
+		if len(in) != 3 || in[0].vnet.GSOType != packet.GSOUDPL4 || in[0].vnet.GSOSize != 64 || in[1].vnet.GSOType != packet.GSONone {
+			t.Fatalf("%d frames delivered, want 3 of which the first is of three datagrams: %+v", len(in), in)
+		}
+		if got := r.w.count.Ports[underlayOf(one)]; got.FramesIn != 5 || got.SegmentsIn != 5 || got.BytesIn != uint64(5*len(one.data)) {
+			t.Errorf("counted %+v", got)
+		}
+		if r.w.count.Verdicts[packet.Delivered] != 5 {
+			t.Errorf("verdicts %v", verdictText(r.w.count.Verdicts))
+		}
+		if flows := r.flowsOf(); len(flows) != 2 {
+			t.Errorf("%d flows, want 2", len(flows))
+		}
+	}
+}
