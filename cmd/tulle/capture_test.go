@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -590,5 +591,50 @@ func TestCaptureVerbose(t *testing.T) {
 	}
 	if want := n.Pods[0].Addr.String() + " > 10.244.255.77 icmp"; !strings.Contains(drops.stdout.String(), want) || !strings.Contains(drops.stdout.String(), "verdict drop_reject") {
 		t.Errorf("drops shown: %s", drops.stdout.String())
+	}
+}
+
+// TestCaptureErrors demands that each mistake gets one line that names the thing, and its exit code.
+func TestCaptureErrors(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"--run-dir", dir}, exitUnreachable, "no daemon answers on " + dir + "/tulle.sock"},
+		{[]string{"--stage", "frob"}, exitUsage, `--stage: stage "frob": unknown (allowed: tap, encap, decap, drop, wire)`},
+		{[]string{"--filter", "tcp[13] & 2 != 0"}, exitUsage, `--filter: "["`},
+		{[]string{"--inner", "host example.org"}, exitUsage, `--inner: "example.org"`},
+		{[]string{"-s", "-1"}, exitUsage, "--snaplen -1: out of range"},
+		{[]string{"-o", "xml"}, exitUsage, "-o xml: unknown format (allowed: text, json)"},
+		{[]string{"-w", "x", "-v"}, exitUsage, "-w writes a file"},
+		{[]string{"--rotate-size", "1MB"}, exitUsage, "--rotate-size: -w FILE is needed"},
+		{[]string{"-w", "x", "--rotate-files", "3"}, exitUsage, "--rotate-size with it"},
+		{[]string{"--max-size", "much"}, exitUsage, "a number of bytes is needed, such as 500kB, 100MB or 1GiB"},
+		{[]string{"extra"}, exitUsage, `unexpected argument "extra"`},
+	} {
+		stdout, stderr, code := tulle(t, nil, nil, append([]string{"capture"}, c.args...)...)
+		if code != c.code || !strings.Contains(stderr, c.want) || stdout != "" || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%q: exit code %d, want %d, with %q: %s", c.args, code, c.code, c.want, stderr)
+		}
+	}
+}
+
+// TestCaptureNeedsPrivilege demands that whoever may not talk to the daemon is told so.
+func TestCaptureNeedsPrivilege(t *testing.T) {
+	dir := t.TempDir()
+	listener, err := net.Listen("unix", filepath.Join(dir, socketName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	runtime.LockOSThread() // for a file system identity of its own
+	defer runtime.UnlockOSThread()
+	unix.SetfsuidRetUid(65534)
+	_, _, _, err = dialCapture(t.Context(), dir, nil)
+	unix.SetfsuidRetUid(0)
+	if err == nil || !strings.Contains(err.Error(), "permission denied: captures are for root and the daemon's own user: run it with sudo") {
+		t.Errorf("%v", err)
 	}
 }
