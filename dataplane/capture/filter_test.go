@@ -449,7 +449,7 @@ func TestFilterErrors(t *testing.T) {
 		"port 1-2": `"1-2"`, "net 10.0.0.1/8": "write 10.0.0.0/8", "vlan 5": `"vlan"`, "tcp host 10.0.0.1": "tcp cannot stand in front of host",
 		"ip port 80": "ip cannot stand in front of port", "ether host 10.0.0.1": `"10.0.0.1"`, "ether": "host is expected behind ether", "src proto 6": "proto",
 		"less": "at the end", "ip 10.0.0.1": `"10.0.0.1"`, "udp port 53 'x'": `"'"`, "gateway foo": `"gateway"`, "port": "at the end", "len > 5": `"len"`,
-		"proto frob": `"frob"`, "ether proto 6": "ether cannot", "not": "at the end", strings.Repeat("(", 100) + "tcp": "nested deeper", strings.Repeat("x", 5000): "5000 bytes",
+		"proto frob": `"frob"`, "ether proto 6": "ether cannot", "not": "at the end", "\xe2": `"\xe2"`, strings.Repeat("(", 100) + "tcp": "nested deeper", strings.Repeat("x", 5000): "5000 bytes",
 	} {
 		f, err := ParseFilter(text)
 		if err == nil || f != nil || !strings.Contains(err.Error(), token) {
@@ -463,7 +463,7 @@ func TestFilterErrors(t *testing.T) {
 
 // FuzzFilter demands of whatever is taken that its negation selects the others.
 func FuzzFilter(f *testing.F) {
-	for _, s := range []string{"tcp port 80 or 443", "not (src net 10/8 and ip6)", "ether src host 02:00:00:00:00:01", `ip proto \tcp`, "less 5", "src and dst host fd00::1"} {
+	for _, s := range []string{"tcp port 80 or 443", "not (src net 10/8 and ip6)", "ether src host 02:00:00:00:00:01", `ip proto \tcp`, "less 5", "src and dst host fd00::1", "\xe2"} {
 		f.Add(s, []byte{})
 	}
 	f.Fuzz(func(t *testing.T, text string, b []byte) {

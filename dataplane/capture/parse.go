@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
@@ -52,7 +53,7 @@ func tokens(text string) []string {
 		case n == 0 && (strings.HasPrefix(text, "&&") || strings.HasPrefix(text, "||")):
 			n = 2
 		case n == 0:
-			n = len(string([]rune(text)[:1]))
+			_, n = utf8.DecodeRuneInString(text) // also what is no rune is one sign
 		}
 		if word := strings.TrimSpace(text[:n]); word != "" {
 			all = append(all, word)
