@@ -90,7 +90,7 @@ func TestErrors(t *testing.T) {
 		{with("--device", "pigeon"), 2, "--device pigeon: unknown (allowed: tap, tun, water)"},
 		{with("--device", "tun", "--workers", "2"), 2, "--workers 2 with --device tun: its library has a single queue, which serves one worker: leave out --workers or use --device tap"},
 		{with("--device", "water", "--keep"), 2, "--keep with --device water: the device ends with its single queue: leave out --keep or use --device tap"},
-		{with("--underlay", "pigeon"), 2, "--underlay pigeon: unknown (allowed: udp)"},
+		{with("--underlay", "pigeon"), 2, "--underlay pigeon: unknown (allowed: udp, packet)"},
 		{with("--iface", "lo", "--peers", dir+"/none.json"), 1, "peers file: open " + dir + "/none.json: no such file"},
 		{with("--iface", "lo", "--peers", write("bad1.json", `[{"name":"x","publicIP":"1.2.3.4","subnet":"10.244.2.9/24"}]`)), 1, `peer 1 ("x"): subnet 10.244.2.9/24 has host bits: write 10.244.2.0/24`},
 		{with("--iface", "lo", "--peers", write("bad2.json", "[{\n\"name\":\"x\"\n\"publicIP\":1}]")), 1, "bad2.json: line 3: "},
