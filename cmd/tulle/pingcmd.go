@@ -272,7 +272,7 @@ func writePingSummary(out io.Writer, r *pingReport, mtu bool) {
 	if mtu && r.Path != nil {
 		note := ""
 		if !r.Path.Answering {
-			note = ": that of the link, for the path's probes are not answered"
+			note = ", not measured now: the probes of the path are not answered"
 		}
 		fmt.Fprintf(out, "path MTU %d bytes of inner packet%s\n", r.Path.MTU, note)
 	}

@@ -42,10 +42,9 @@ func startTrace(t *testing.T, l *lab.Lab, node, other int, args ...string) *trac
 	if err != nil {
 		t.Fatal(err)
 	}
-	heads := 1
 	args = append([]string{"trace", "-o", "json", "--timeout", "20s", "--run-dir", l.Nodes()[node-1].RunDir}, args...)
 	if other != 0 {
-		heads, args = 2, append(args, "--peer-run-dir", l.Nodes()[other-1].RunDir)
+		args = append(args, "--peer-run-dir", l.Nodes()[other-1].RunDir)
 	}
 	tr := &tracing{t: t, cmd: exec.CommandContext(t.Context(), self, args...)}
 	tr.cmd.Env = append(os.Environ(), asTulle+"=1")
@@ -58,10 +57,9 @@ func startTrace(t *testing.T, l *lab.Lab, node, other int, args ...string) *trac
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tr.cmd.Process.Kill(); tr.cmd.Wait() })
-	for tr.stderr = bufio.NewScanner(pipe); heads > 0 && tr.stderr.Scan(); heads-- {
-		if line := tr.stderr.Text(); !strings.HasPrefix(line, "following packets on ") {
-			t.Fatalf("tulle %s: %s", strings.Join(args, " "), line)
-		}
+	tr.stderr = bufio.NewScanner(pipe)
+	if !tr.stderr.Scan() || !strings.HasPrefix(tr.stderr.Text(), "following packets on ") {
+		t.Fatalf("tulle %s: %s", strings.Join(args, " "), tr.stderr.Text())
 	}
 	return tr
 }

@@ -144,8 +144,22 @@ func (v *traceView) note(node int, line traceLine) {
 	v.missed[node] = line.Missed
 	if line.Head != nil {
 		v.heads[node] = *line.Head
-		fmt.Fprintf(v.log, "following packets on %s\n", line.Head.Node)
+		if names := v.following(); names != "" {
+			fmt.Fprintf(v.log, "following packets on %s\n", names)
+		}
 	}
+}
+
+// following names the nodes once all of them follow packets.
+func (v *traceView) following() string {
+	here, other := v.heads[0].Node, v.heads[1].Node
+	switch {
+	case v.options.peerRunDir == "":
+		return here
+	case here == "" || other == "":
+		return ""
+	}
+	return here + " and " + other
 }
 
 // end says how the trace was, and passes its error on. That the asker has had enough is none.
@@ -175,7 +189,7 @@ func (v *traceView) show(now time.Time) error {
 
 // numbered gives a packet its number, and that of the one that it is about.
 func (v *traceView) numbered(g *traceGroup) *tracedPacket {
-	p := g.report(v.oneClock)
+	p := g.report(v.joiner.otherThan(g.ways[0].Node, v.heads[0].Node), v.oneClock)
 	v.number++
 	p.Number = v.number
 	if first := g.ways[0]; first.Made {

@@ -21,6 +21,8 @@ type tracedPacket struct {
 	// OneWayMicroseconds is the time from the encap stage of one node to the read stage of the other; absent unless both nodes have
 	// one clock.
 	OneWayMicroseconds *float64 `json:"oneWayMicroseconds,omitempty"`
+	// NotSeenOn names the other node of two when the packet was sent to it and did not come in there.
+	NotSeenOn string `json:"notSeenOn,omitempty"`
 	// OneClock says that the nodes' startNanoseconds can be compared.
 	OneClock bool `json:"oneClock"`
 }
@@ -37,6 +39,14 @@ type traceGroup struct {
 type traceJoiner struct {
 	other  string // name of the second node; "" for a trace of one
 	groups []*traceGroup
+}
+
+// otherThan is the one of two nodes that node is not, "" in a trace of one.
+func (j *traceJoiner) otherThan(node, first string) string {
+	if j.other == "" || node == first {
+		return j.other
+	}
+	return first
 }
 
 func cameIn(w *wayReport) bool   { return !w.Made && w.From != "tap" }
@@ -134,8 +144,8 @@ func isSegment(super, b *packetReport, segments int) bool {
 	return uint16(b.ID-super.ID) < uint16(segments)
 }
 
-// report makes of a group what is shown. oneClock says that the times of its ways can be compared.
-func (g *traceGroup) report(oneClock bool) *tracedPacket {
+// report makes of a group what is shown. other is the second node, or "" for one; oneClock says that their times can be compared.
+func (g *traceGroup) report(other string, oneClock bool) *tracedPacket {
 	first, last := g.ways[0], g.ways[len(g.ways)-1]
 	for _, w := range slices.Backward(g.ways) {
 		if dropped(w) {
@@ -143,6 +153,9 @@ func (g *traceGroup) report(oneClock bool) *tracedPacket {
 		}
 	}
 	p := &tracedPacket{SchemaVersion: schemaVersion, Packet: first.Packet, Verdict: last.Verdict, Cause: last.Cause, Ways: g.ways, OneClock: oneClock}
+	if len(g.ways) == 1 && leadsOut(first) && first.Peer != "" && first.Peer == other {
+		p.NotSeenOn = other
+	}
 	if oneClock && len(g.ways) > 1 {
 		us := float64(g.ways[1].Start-first.at("encap")) / 1e3
 		p.OneWayMicroseconds = &us

@@ -9,7 +9,7 @@ import (
 
 // outWay and inWay are the halves of a packet from node a to node b.
 func outWay(p packetReport, segments int, serial uint64) *wayReport {
-	return &wayReport{Node: "a", From: "tap", Serial: serial, Packet: p, Wire: &p, Segments: segments, Verdict: "encapsulated", Start: int64(serial) * 1000,
+	return &wayReport{Node: "a", From: "tap", Serial: serial, Packet: p, Wire: &p, Segments: segments, Verdict: "encapsulated", Peer: "b", Start: int64(serial) * 1000,
 		Stages: []stageReport{{Stage: "read"}, {Stage: "encap", Microseconds: 5}, {Stage: "sent", Microseconds: 9}}}
 }
 
@@ -62,13 +62,13 @@ func TestJoin(t *testing.T) {
 			if len(g.ways) != 2 || g.ways[0].Node != "a" || g.ways[0].Serial != g.ways[1].Serial {
 				t.Fatalf("joined: %+v", g.ways)
 			}
-			if us := *g.report(true).OneWayMicroseconds; us != 2 {
+			if us := *g.report("b", true).OneWayMicroseconds; us != 2 {
 				t.Fatalf("%v µs from encap to read, want 2", us)
 			}
 		}
 		single := j.ready(start.Add(joinWait))
 		for _, g := range single {
-			if len(g.ways) != 1 || !lost[g.ways[0].Serial] {
+			if len(g.ways) != 1 || !lost[g.ways[0].Serial] || g.report("b", true).NotSeenOn != "b" {
 				t.Fatalf("alone: %+v", g.ways[0])
 			}
 		}
@@ -120,7 +120,7 @@ func TestJoinSegments(t *testing.T) {
 func TestTwoClocks(t *testing.T) {
 	p := packetReport{Proto: "udp", Src: "10.0.1.2", Dst: "10.0.2.2"}
 	g := &traceGroup{ways: []*wayReport{outWay(p, 1, 1000), inWay(p, 1)}}
-	report := g.report(false)
+	report := g.report("b", false)
 	text := &strings.Builder{}
 	if err := writeTraced(text, report); err != nil || report.OneWayMicroseconds != nil {
 		t.Fatalf("%v, %v", err, report.OneWayMicroseconds)

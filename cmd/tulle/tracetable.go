@@ -33,6 +33,9 @@ func writeTraced(out io.Writer, p *tracedPacket) error {
 	if len(p.Ways) > 1 {
 		fmt.Fprintf(out, "    %s\n", describeOtherHalf(p))
 	}
+	if p.NotSeenOn != "" {
+		fmt.Fprintf(out, "    not seen on %s within %v: look at what lies between the two nodes' engines\n", p.NotSeenOn, joinWait)
+	}
 	_, err := fmt.Fprintf(out, "    %s: %s\n", p.Verdict, p.Cause)
 	return err
 }
