@@ -179,13 +179,15 @@ var varying = []struct {
 	{regexp.MustCompile(`[+-]?\d+\.\d+ µs`), "TIME"},
 	{regexp.MustCompile(`time=\d+(\.\d+)? ms|time \d+ms|\d+\.\d+(/\d+\.\d+)* ms|path \d+\.\d+ \+ engine \d+\.\d+`), "TIME"},
 	{regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}`), "MAC"},
-	{regexp.MustCompile(`flow [0-9a-f]+`), "flow"},
+	{regexp.MustCompile(`flow [0-9a-f]{6,}`), "flow"},
 	{regexp.MustCompile(`id \d+ seq \d+`), "echo"},
 	{regexp.MustCompile(`icmp_seq=\d+`), "icmp_seq"},
 	{regexp.MustCompile(`(192\.168\.77\.\d:)\d{5}\b`), "${1}PORT"},
 	{regexp.MustCompile(`(?m)^((?:drop|underlay)\S*)(\s+\d+)+$`), "$1 N"},
-	{regexp.MustCompile(`(new|known) flow, \S+( reply)?`), "flow"},
-	{regexp.MustCompile(`pid \d+, up \S+ tulle \S+`), "UP"},
+	{regexp.MustCompile(`(new|known) flow, \S+`), "flow"},
+	{regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d\.\d+`), "CLOCK"},
+	{regexp.MustCompile(`worker \d+, packet \d+`), "packet"},
+	{regexp.MustCompile(`\d+ received by the filter`), "received"},
 	{regexp.MustCompile(`[ \t]+`), " "},
 }
 
