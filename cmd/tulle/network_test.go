@@ -49,6 +49,7 @@ func TestItself(t *testing.T) {
 func TestHalfRouted(t *testing.T) {
 	self := parseNode("192.0.2.1", "", "2001:db8::1", "")
 	n := &network{
+		paths:   func(...netip.Addr) []pathReport { return nil },
 		base:    control.State{Self: self, Network: netip.MustParsePrefix("10.244.0.0/16"), IPv6Network: netip.MustParsePrefix("fd00::/32"), Port: 8472, MTU: 1430},
 		publish: func(*tables.Set) {}, settle: func(control.State) {},
 	}
