@@ -4,6 +4,9 @@
 #              DEVICE=tap|tun|water
 # make test    all tests (root)
 # make fuzz    every fuzzer for FUZZTIME each (default 30s)
+# make bench   kernel VXLAN, tulle and others in turns, in under 20 minutes, on a machine that does nothing else (root); bench-full
+#              takes hours, bench-quick two minutes to see that it works. Results in $(BENCHOUT)/, see docs/benchmarks.md;
+#              BASELINE=old.json fails where it was faster
 # make lint    gofmt, vet, staticcheck, import boundaries
 
 GO       ?= go
@@ -14,11 +17,14 @@ STORE    ?= gossip
 ROUTED   ?= false
 DEVICE   ?= tap
 UNDERLAY ?= udp
+BENCHOUT ?= bench-out
+BASELINE ?=
+CURVES   := ^Benchmark(FIB|Peers|Lookup)$$
 RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
-.PHONY: build demo test fuzz lint clean need-root
+.PHONY: build demo test fuzz bench bench-full bench-quick lint clean need-root
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle ./cmd/tulle
@@ -36,6 +42,16 @@ test: need-root build
 
 fuzz:
 	@scripts/fuzz $(FUZZTIME)
+
+bench:       PRESET = table
+bench-full:  PRESET = full
+bench-quick: PRESET = quick
+bench bench-full bench-quick: need-root build
+	@mkdir -p $(BENCHOUT)
+	bin/tulle bench compare --preset $(PRESET) --save $(BENCHOUT)/$(PRESET).json $(if $(BASELINE),--baseline $(BASELINE))
+	$(if $(filter full,$(PRESET)),$(GO) test -run '^$$' -bench '$(CURVES)' -count 3 ./dataplane/tables ./dataplane/conntrack >$(BENCHOUT)/curves.txt)
+	for form in html md txt; do bin/tulle bench report $(BENCHOUT)/$(PRESET).json -o $(BENCHOUT)/$(PRESET).$$form \
+	  $(if $(filter full,$(PRESET)),--curves $(BENCHOUT)/curves.txt) || exit 1; done
 
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l . ; echo "not gofmt-ed: run gofmt -w on these" ; exit 1 ; }

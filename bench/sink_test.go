@@ -187,3 +187,29 @@ func TestCPUTime(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A sender that was held up sends at once what fell due meanwhile, and the delay that its datagrams show is from when they were to be
+// sent, not from when they were.
+func TestIntendedTime(t *testing.T) {
+	u := openUDP(t, selfEnds(t, false), 1)
+	s := Stream{Rate: 1000, Duration: 100 * time.Millisecond, Latency: true}
+	s.normalize()
+	var halt atomic.Bool
+	var sent atomic.Uint64
+	tx, rx := newSender(s, u.flows), newSink(s, u.server)
+	tx.halt, rx.sent = &halt, &sent
+	tx.begin = time.Now().Add(-time.Second)
+	rx.begin = tx.begin
+	if err := tx.run(); err != nil || tx.next != 100 {
+		t.Fatalf("%d sent, %v", tx.next, err)
+	}
+	sent.Store(tx.next + 1)
+	if err := rx.run(); err != nil || rx.counts.Received != 100 {
+		t.Fatalf("%+v, %v", rx.counts, err)
+	}
+	// The last was due 99 ms after the begin, the first at it.
+	l := summarize(rx.latency)
+	if l.Max < time.Second || l.P50 < 900*time.Millisecond || rx.latency.Min() > int64(l.Max)-int64(98*time.Millisecond)+int64(l.Max)/500 {
+		t.Errorf("delays %+v, least %v", l, time.Duration(rx.latency.Min()))
+	}
+}

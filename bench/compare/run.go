@@ -95,7 +95,7 @@ func (r *run) round(ctx context.Context, round int) error {
 			slices.Reverse(paths)
 		}
 		for _, path := range paths {
-			if path.Direct {
+			if !r.plan.has(path, underlay) {
 				continue
 			}
 			s := r.session(round, underlay, path)

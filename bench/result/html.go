@@ -20,6 +20,7 @@ type page struct {
 	Lines, Warnings []string
 	Lost, Won       []string
 	Sections        []section
+	Curves          []plot
 	Rows            [][]string
 }
 
@@ -53,6 +54,7 @@ func (r *Result) page() page {
 	for _, underlay := range r.Underlays() {
 		p.Sections = append(p.Sections, r.section(underlay, rows))
 	}
+	p.Curves = r.curvePlots()
 	for _, row := range rows {
 		p.Rows = append(p.Rows, []string{row.Underlay, row.Name, row.Path, Format(row.Value.Median, row.Unit), Format(row.Value.Min, row.Unit),
 			Format(row.Value.Max, row.Unit), r.Ratio(row), strings.Join(row.Flags, ", ")})

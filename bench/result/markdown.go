@@ -17,7 +17,7 @@ func (r *Result) WriteMarkdown(w io.Writer) error {
 			return err
 		}
 	}
-	return nil
+	return r.writeCurves(w)
 }
 
 // writeGrid is one underlay's table. A path without a figure has an empty column's cell.

@@ -20,9 +20,10 @@ func percentile(name string) (of, which string, ok bool) {
 	return name[:i], name[i+1:], true
 }
 
-// plot is a line for each path over the percentiles. Coordinates are in the units of page.html's viewBox.
+// plot is lines over columns, with a logarithmic scale. Coordinates are in the units of page.html's viewBox.
 type plot struct {
 	Title         string
+	Caption       string
 	Rows, Columns []mark
 	Lines         []line
 }
@@ -59,57 +60,60 @@ func (r *Result) plots(underlay string, rows []Row) (plots []plot) {
 }
 
 func (r *Result) plot(group string, rows []Row) plot {
-	p := plot{Title: Explain(group)}
-	low, high := math.Inf(1), 0.0
+	p := plot{Title: Explain(group), Caption: "percentiles on a logarithmic scale"}
+	var values []float64
 	have := map[string]bool{}
 	for _, row := range rows {
-		low, high = min(low, row.Value.Median), max(high, row.Value.Median)
+		values = append(values, row.Value.Median)
 		_, which, _ := percentile(row.Name)
 		have[which] = true
 	}
-	first, last := math.Floor(math.Log10(low)), math.Ceil(math.Log10(high)+1e-9)
-	y := func(v float64) float64 {
-		return math.Round(plotBottom - (math.Log10(v)-first)/(last-first)*(plotBottom-plotTop))
-	}
-	for e := first; e <= last; e++ {
-		p.Rows = append(p.Rows, mark{Y: y(math.Pow(10, e)), Text: power(e)})
-	}
-	x := map[string]float64{}
-	for _, which := range percentiles {
-		if have[which] {
-			x[which] = float64(len(x))
-		}
-	}
-	for which, i := range x {
-		x[which] = math.Round(plotLeft + i/max(float64(len(x)-1), 1)*(plotRight-plotLeft))
-	}
-	for _, which := range percentiles {
-		if have[which] {
-			p.Columns = append(p.Columns, mark{X: x[which], Text: which})
-		}
-	}
+	y := p.scale(values, Nanosecond)
+	columns := slices.DeleteFunc(slices.Clone(percentiles), func(which string) bool { return !have[which] })
+	x := p.columns(columns)
 	for _, path := range r.PathNames() {
-		if l := r.line(path, rows, x, y); len(l.Dots) > 0 {
+		l := line{Path: path, Color: r.color(path)}
+		for _, row := range rows {
+			if _, which, _ := percentile(row.Name); row.Path == path {
+				l.add(x[slices.Index(columns, which)], y(row.Value.Median), path+" "+which+": "+Format(row.Value.Median, row.Unit))
+			}
+		}
+		if len(l.Dots) > 0 {
 			p.Lines = append(p.Lines, l)
 		}
 	}
 	return p
 }
 
-func (r *Result) line(path string, rows []Row, x map[string]float64, y func(float64) float64) line {
-	l := line{Path: path, Color: r.color(path)}
-	var points []string
-	for _, row := range rows {
-		if row.Path != path {
-			continue
-		}
-		_, which, _ := percentile(row.Name)
-		at := mark{x[which], y(row.Value.Median), path + " " + which + ": " + Format(row.Value.Median, row.Unit)}
-		l.Dots = append(l.Dots, at)
-		points = append(points, fmt.Sprintf("%g,%g", at.X, at.Y))
+// scale rules the plot by powers of ten around values, which must be positive, and gives the height of a value.
+func (p *plot) scale(values []float64, unit string) (y func(float64) float64) {
+	first, last := math.Floor(math.Log10(slices.Min(values))), math.Ceil(math.Log10(slices.Max(values)))
+	last = max(last, first+1)
+	y = func(v float64) float64 {
+		return math.Round(plotBottom - (math.Log10(v)-first)/(last-first)*(plotBottom-plotTop))
 	}
-	l.Points = strings.Join(points, " ")
-	return l
+	for e := first; e <= last; e++ {
+		text := power(e)
+		if unit != Nanosecond && unit != PerOp {
+			text = fmt.Sprintf("%g %s", math.Pow(10, e), unit)
+		}
+		p.Rows = append(p.Rows, mark{Y: y(math.Pow(10, e)), Text: text})
+	}
+	return y
+}
+
+// columns puts texts side by side and gives their places.
+func (p *plot) columns(texts []string) (x []float64) {
+	for i, text := range texts {
+		x = append(x, math.Round(plotLeft+float64(i)/max(float64(len(texts)-1), 1)*(plotRight-plotLeft)))
+		p.Columns = append(p.Columns, mark{X: x[i], Text: text})
+	}
+	return x
+}
+
+func (l *line) add(x, y float64, text string) {
+	l.Dots = append(l.Dots, mark{x, y, text})
+	l.Points = strings.TrimSpace(fmt.Sprintf("%s %g,%g", l.Points, x, y))
 }
 
 // power writes a power of ten nanoseconds.
@@ -117,4 +121,61 @@ func power(e float64) string {
 	units := []string{"ns", "us", "ms", "s"}
 	i := min(max(int(e)/3, 0), len(units)-1)
 	return fmt.Sprintf("%g %s", math.Pow(10, e-float64(3*i)), units[i])
+}
+
+// curvePlots has one for each benchmark and unit; what is zero everywhere, as allocations are, needs none.
+func (r *Result) curvePlots() (plots []plot) {
+	for i := 0; i < len(r.Curves); {
+		n := 1
+		for i+n < len(r.Curves) && r.Curves[i].besides(r.Curves[i+n]) {
+			n++
+		}
+		if p, ok := curvePlot(r.Curves[i : i+n]); ok {
+			plots = append(plots, p)
+		}
+		i += n
+	}
+	return plots
+}
+
+func curvePlot(curves []Curve) (p plot, ok bool) {
+	c := curves[0]
+	p = plot{Title: c.Benchmark + ", " + c.Unit, Caption: "by number of " + c.Parameter + ", on a logarithmic scale"}
+	var values []float64
+	for _, c := range curves {
+		for _, point := range c.Points {
+			if point.Y > 0 {
+				values = append(values, point.Y)
+			}
+		}
+	}
+	if len(values) == 0 {
+		return p, false
+	}
+	y := p.scale(values, c.Unit)
+	var sizes []string
+	for _, point := range c.Points {
+		sizes = append(sizes, thousands(point.X))
+	}
+	x := p.columns(sizes)
+	for i, c := range curves {
+		l := line{Path: c.Variant, Color: template.CSS(fmt.Sprintf("--p%d", (i+2)%colors))}
+		for j, point := range c.Points {
+			if point.Y > 0 {
+				l.add(x[j], y(point.Y), fmt.Sprintf("%s, %s %s: %.4g %s", c.Variant, sizes[j], c.Parameter, point.Y, c.Unit))
+			}
+		}
+		p.Lines = append(p.Lines, l)
+	}
+	return p, true
+}
+
+func thousands(v float64) string {
+	switch {
+	case v >= 1e6:
+		return fmt.Sprintf("%gM", v/1e6)
+	case v >= 1e3:
+		return fmt.Sprintf("%gk", v/1e3)
+	}
+	return fmt.Sprintf("%g", v)
 }

@@ -56,6 +56,7 @@ type Result struct {
 	Figures       []Figure    `json:"figures"`
 	Trials        []Trial     `json:"trials"`
 	Failures      []Failure   `json:"failures"`
+	Curves        []Curve     `json:"curves,omitempty"` // from Go benchmarks
 }
 
 // Path describes one thing compared.

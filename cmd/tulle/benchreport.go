@@ -25,7 +25,7 @@ var reportFormats = []struct {
 }
 
 func newBenchReportCommand() *cobra.Command {
-	var format, output string
+	var format, output, curves string
 	c := &cobra.Command{
 		Use:   "report [FILE]",
 		Short: "Show a result.json as a table, a page or the input of benchstat",
@@ -40,7 +40,7 @@ func newBenchReportCommand() *cobra.Command {
 			if len(args) > 0 {
 				path = args[0]
 			}
-			if err := benchReport(c.OutOrStdout(), path, format, output); err != nil {
+			if err := benchReport(c.OutOrStdout(), path, format, output, curves); err != nil {
 				return fmt.Errorf("tulle bench report: %w", err)
 			}
 			return nil
@@ -48,10 +48,20 @@ func newBenchReportCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&format, "format", "", "table, html, md, gobench (for benchstat) or json (default: by the name of the file, else table)")
 	c.Flags().StringVarP(&output, "output", "o", "", "file to write, .html, .md, .txt or .json (default: stdout)")
+	c.Flags().StringVar(&curves, "curves", "", "output of go test -bench to add: what the size of tables costs, in html, md and json")
 	return c
 }
 
-func benchReport(stdout io.Writer, path, format, output string) error {
+func readCurves(path string) ([]result.Curve, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return result.ReadCurves(f)
+}
+
+func benchReport(stdout io.Writer, path, format, output, curves string) error {
 	write, err := reportFormat(format, output)
 	if err != nil {
 		return err
@@ -59,6 +69,11 @@ func benchReport(stdout io.Writer, path, format, output string) error {
 	r, err := result.Load(path)
 	if err != nil {
 		return err
+	}
+	if curves != "" {
+		if r.Curves, err = readCurves(curves); err != nil {
+			return fmt.Errorf("--curves: %w", err)
+		}
 	}
 	if output == "" {
 		return write(r, stdout)

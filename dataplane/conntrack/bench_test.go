@@ -69,7 +69,7 @@ func newTable(tb testing.TB, c conntrack.Config) *conntrack.Table {
 
 // BenchmarkLookup looks flows up in random order, in a table at its capacity: UDP, so that nothing is stored.
 func BenchmarkLookup(b *testing.B) {
-	for _, flows := range []int{1000, 1_000_000} {
+	for _, flows := range []int{1, 1000, 100_000, 1_000_000} {
 		for _, v6 := range []bool{false, true} {
 			for _, hit := range []bool{true, false} {
 				b.Run(fmt.Sprintf("flows=%d/%s/hit=%v", flows, family(v6), hit), func(b *testing.B) {
