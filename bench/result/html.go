@@ -1,7 +1,9 @@
 package result
 
 import (
+	"cmp"
 	_ "embed"
+	"fmt"
 	"html/template"
 	"io"
 	"math"
@@ -51,7 +53,9 @@ func (r *Result) page() page {
 	lines := r.Describe()
 	p := page{Date: r.Created.Format("2006-01-02"), Reference: r.title(r.Reference), Lines: lines[:2], Warnings: lines[2:]}
 	p.Lost, p.Won = r.verdicts(rows)
-	for _, underlay := range r.Underlays() {
+	underlays := r.Underlays()
+	slices.SortStableFunc(underlays, func(a, b string) int { return btoi(a == "") - btoi(b == "") }) // the generator's own last
+	for _, underlay := range underlays {
 		p.Sections = append(p.Sections, r.section(underlay, rows))
 	}
 	p.Curves = r.curvePlots()
@@ -136,12 +140,17 @@ func quality(row Row) string {
 	return "worse"
 }
 
-// verdicts lists in words where tulle's plainest path is worse and where it is better than the reference, the greatest first.
+// mostVerdicts bounds each of the lists that the page begins with.
+const mostVerdicts = 8
+
+// verdicts lists in words where tulle's plainest path is worse and where it is better than the reference, the greatest first. Of the
+// percentiles the median and p99 stand for all.
 func (r *Result) verdicts(rows []Row) (lost, won []string) {
-	rows = slices.DeleteFunc(slices.Clone(rows), func(row Row) bool { return row.Path != "tulle" || quality(row) == "" || row.Ratio.Median <= 0 })
-	slices.SortStableFunc(rows, func(a, b Row) int {
-		return int(math.Copysign(1, math.Abs(math.Log(b.Ratio.Median))-math.Abs(math.Log(a.Ratio.Median))))
+	rows = slices.DeleteFunc(slices.Clone(rows), func(row Row) bool {
+		_, which, ok := percentile(row.Name)
+		return row.Path != "tulle" || quality(row) == "" || row.Ratio.Median <= 0 || ok && which != "p50" && which != "p99"
 	})
+	slices.SortStableFunc(rows, func(a, b Row) int { return cmp.Compare(distance(b), distance(a)) })
 	for _, row := range rows {
 		text := Explain(row.Name) + " on " + row.Underlay + ": " + r.Ratio(row) + " of " + r.title(r.Reference) + "'s, " + Format(row.Value.Median, row.Unit)
 		if quality(row) == "worse" {
@@ -150,5 +159,22 @@ func (r *Result) verdicts(rows []Row) (lost, won []string) {
 			won = append(won, text)
 		}
 	}
-	return lost, won
+	return shorten(lost), shorten(won)
+}
+
+// distance is how far a ratio is from one, either way.
+func distance(row Row) float64 { return math.Abs(math.Log(row.Ratio.Median)) }
+
+func shorten(texts []string) []string {
+	if more := len(texts) - mostVerdicts; more > 0 {
+		return append(texts[:mostVerdicts:mostVerdicts], fmt.Sprintf("and %d more, below", more))
+	}
+	return texts
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }

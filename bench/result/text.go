@@ -51,9 +51,20 @@ func (r *Result) Ratio(row Row) string {
 		return ""
 	}
 	if row.Ratio.N == 1 {
-		return fmt.Sprintf("%.2fx", row.Ratio.Median)
+		return times(row.Ratio.Median) + "x"
 	}
-	return fmt.Sprintf("%.2fx (%.2f-%.2f)", row.Ratio.Median, row.Ratio.Min, row.Ratio.Max)
+	return fmt.Sprintf("%sx (%s-%s)", times(row.Ratio.Median), times(row.Ratio.Min), times(row.Ratio.Max))
+}
+
+// times writes a ratio to about three digits.
+func times(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
 }
 
 // Describe is the machine and the run in a few lines.
@@ -110,7 +121,7 @@ func (r *Result) WriteTable(w io.Writer) error {
 func underlayTitle(underlay string) string {
 	switch underlay {
 	case "":
-		return "no underlay"
+		return "no underlay: what the generator can do, or a path that somebody else made"
 	case "wire":
 		return "underlay wire (packets cross it in segments, with GRO at the end)"
 	}
