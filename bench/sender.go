@@ -18,7 +18,8 @@ type sender struct {
 	trial  uint32
 	fds    []int // a socket per flow
 	batch  *batch
-	begin  time.Time
+	begin  time.Time     // of the trial
+	start  time.Duration // of the sending, since begin
 
 	flow    int    // of the next batch
 	next    uint64 // number of the next datagram
@@ -31,6 +32,12 @@ func newSender(s Stream, fds []int) *sender {
 	return &sender{stream: s, fds: fds, batch: newBatch(s.Batch, s.largest()*s.Segments, false)}
 }
 
+// launch is run on a thread that has just begun: what it took to get there is not the path's.
+func (s *sender) launch() error {
+	s.start = time.Since(s.begin)
+	return s.run()
+}
+
 // run sends until the duration is over. A paced sender that cannot keep up ends at the same time, with less sent.
 func (s *sender) run() error {
 	most, limit := s.stream.most(), s.stream.Duration+s.stream.Duration/50
@@ -38,7 +45,7 @@ func (s *sender) run() error {
 		limit = s.stream.Duration
 	}
 	for s.next < most && !s.halt.Load() {
-		s.elapsed = time.Since(s.begin)
+		s.elapsed = s.since()
 		if s.elapsed > limit && (s.stream.Rate == 0 || !s.stream.All) {
 			break
 		}
@@ -51,9 +58,12 @@ func (s *sender) run() error {
 			return err
 		}
 	}
-	s.elapsed = max(time.Since(s.begin), s.intended(s.next))
+	s.elapsed = max(s.since(), s.intended(s.next))
 	return nil
 }
+
+// since is the time since the start of the sending.
+func (s *sender) since() time.Duration { return time.Since(s.begin) - s.start }
 
 func (s *sender) perCall() uint64 { return uint64(s.stream.Batch * s.stream.Segments) }
 
@@ -65,7 +75,7 @@ func (s *sender) due(most uint64) uint64 {
 	return min(most, uint64(s.elapsed.Seconds()*s.stream.Rate)+1)
 }
 
-// intended is when a datagram is to be sent, since the begin; unpaced, now.
+// intended is when a datagram is to be sent, since the start; unpaced, now.
 func (s *sender) intended(number uint64) time.Duration {
 	if s.stream.Rate == 0 {
 		return s.elapsed
@@ -115,7 +125,7 @@ func (s *sender) fill(n uint64) (messages int) {
 			if number == s.next+n {
 				break
 			}
-			stamp{s.trial, uint32(s.flow), number, s.intended(number)}.put(b[length:])
+			stamp{s.trial, uint32(s.flow), number, s.start + s.intended(number)}.put(b[length:])
 			length += s.stream.Sizes[number%uint64(len(s.stream.Sizes))]
 			number++
 		}

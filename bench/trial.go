@@ -58,7 +58,7 @@ func (t *trial) threads() error {
 		reflected = t.ends.Server.start(t.mirror.run)
 	}
 	received := sinkAt.start(t.rx.run)
-	err := <-t.ends.Client.start(t.tx.run)
+	err := <-t.ends.Client.start(t.tx.launch)
 	t.sent.Store(t.tx.next + 1)
 	err = errors.Join(err, <-received)
 	if t.mirror != nil {

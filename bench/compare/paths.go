@@ -20,6 +20,7 @@ type Path struct {
 	// Backend, NodeArgs and Router say what the lab runs; none of them means kernel VXLAN.
 	Tulle    bool
 	Backend  string   // lab.BackendVXLAN if empty
+	Device   string   // lab.DeviceTAP if empty
 	NodeArgs []string // more of the daemons' command line
 	Router   string   // a kind of package router, in place of flannel's udp backend
 	// KernelPeer makes the second node one of kernel VXLAN.
@@ -41,6 +42,9 @@ var Paths = []Path{
 	{Name: "tulle", Title: "tulle, VXLAN", Tulle: true},
 	{Name: "tulle-2w", Title: "tulle, VXLAN, 2 workers", Tulle: true, NodeArgs: []string{"--workers", "2"}},
 	{Name: "tulle-udp", Title: "tulle, udp backend", Tulle: true, Backend: lab.BackendUDP},
+	{Name: "tulle-packet", Title: "tulle, VXLAN, packet sockets", Tulle: true, NodeArgs: []string{"--underlay", "packet"}},
+	{Name: "tulle-tun", Title: "tulle, VXLAN, wireguard/tun as device", Tulle: true, Device: lab.DeviceTUN},
+	{Name: "tulle-water", Title: "tulle, VXLAN, water as device", Tulle: true, Device: lab.DeviceWater},
 	{Name: "tulle-kernel", Title: "tulle to a kernel VXLAN node", Tulle: true, KernelPeer: true},
 	{Name: "water", Title: "one packet per system call (water)", Router: "water", Backend: lab.BackendUDP},
 	{Name: "wireguard", Title: "segments in batches (wireguard/tun, no crypto)", Router: "wireguard", Backend: lab.BackendUDP},
@@ -73,7 +77,7 @@ func (p Path) carries(family string) bool {
 // config is the lab of p.
 func (p Path) config(o Options) lab.Config {
 	c := lab.Config{Nodes: 2, Pods: 1, Dir: o.Dir, Family: o.Family, Backend: p.Backend, Store: lab.StoreFile, Executable: o.Executable,
-		NodeArgs: p.NodeArgs, Ephemeral: true, Kernel: map[int]bool{1: !p.Tulle, 2: !p.Tulle || p.KernelPeer}}
+		Device: p.Device, NodeArgs: p.NodeArgs, Ephemeral: true, Kernel: map[int]bool{1: !p.Tulle, 2: !p.Tulle || p.KernelPeer}}
 	if p.Router != "" {
 		c.FlannelPeer, c.PeerArgs = o.Executable, append(slices.Clone(o.RouterArgs), p.Router)
 	}
