@@ -112,20 +112,18 @@ func (r road) ofSize(t *testing.T, n int, to netip.AddrPort) (*packet.Batch, *pa
 func openProbe(t *testing.T, local netip.Addr) *Probe {
 	t.Helper()
 	p, err := OpenProbe(local)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := p.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
-	})
-	return p
+	return untilEnd(t, p, err)
 }
 
 func openProbeFixed(t *testing.T, local netip.AddrPort) *Probe {
 	t.Helper()
 	p, err := OpenProbeFixed(local)
+	return untilEnd(t, p, err)
+}
+
+// untilEnd closes a probe at the end of the test.
+func untilEnd(t *testing.T, p *Probe, err error) *Probe {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -113,13 +113,13 @@ func readLabStatus(l *lab.Lab) (s labStatus, dead []string) {
 	}
 	for _, n := range l.Nodes() {
 		v := labNode{Name: n.Name, Namespace: n.Namespace, Kernel: n.Kernel, RunDir: n.RunDir, Log: n.LogFile, PID: n.PID,
-			Alive: n.Alive, Subnet: textOf(n.Subnet), PublicIP: textOf(n.PublicIP), VtepMAC: n.VtepMAC,
+			Alive: n.Alive, Subnet: text(n.Subnet), PublicIP: text(n.PublicIP), VtepMAC: n.VtepMAC,
 			Command: append([]string{}, n.Args...), Pods: []labPod{}}
 		if n.PublicIPv6.IsValid() {
-			v.IPv6 = &labIPv6{Subnet: textOf(n.IPv6Subnet), PublicIP: textOf(n.PublicIPv6), VtepMAC: n.VtepMACv6}
+			v.IPv6 = &labIPv6{Subnet: text(n.IPv6Subnet), PublicIP: text(n.PublicIPv6), VtepMAC: n.VtepMACv6}
 		}
 		for _, p := range n.Pods {
-			v.Pods = append(v.Pods, labPod{p.Namespace, textOf(p.Addr), textOf(p.Addr6)})
+			v.Pods = append(v.Pods, labPod{p.Namespace, text(p.Addr), text(p.Addr6)})
 		}
 		if !n.Kernel && !n.Alive {
 			dead = append(dead, n.Name)
@@ -129,19 +129,8 @@ func readLabStatus(l *lab.Lab) (s labStatus, dead []string) {
 	return s, dead
 }
 
-// textOf is empty for what is not valid.
-func textOf(v interface {
-	IsValid() bool
-	String() string
-}) string {
-	if !v.IsValid() {
-		return ""
-	}
-	return v.String()
-}
-
 // subnetsOf lists what a node has, for people.
-func subnetsOf(n lab.Node) string { return joined(textOf(n.Subnet), textOf(n.IPv6Subnet)) }
+func subnetsOf(n lab.Node) string { return joined(text(n.Subnet), text(n.IPv6Subnet)) }
 
 // joined puts commas between those that are not empty.
 func joined(parts ...string) string {
