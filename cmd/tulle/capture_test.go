@@ -32,7 +32,7 @@ import (
 
 // A capturing is a running tulle capture.
 type capturing struct {
-	t      *testing.T
+	t      testing.TB
 	cmd    *exec.Cmd
 	stdout bytes.Buffer
 	stderr bytes.Buffer // valid after the end
@@ -40,7 +40,7 @@ type capturing struct {
 }
 
 // startCapture runs tulle capture on a node and waits until it captures.
-func startCapture(t *testing.T, n lab.Node, args ...string) *capturing {
+func startCapture(t testing.TB, n lab.Node, args ...string) *capturing {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {

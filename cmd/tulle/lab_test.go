@@ -30,7 +30,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 
 // labUnderTest brings a lab up for one test. At the test's end every daemon's ledger must balance and agree with the
 // kernel's own counters, and the lab is removed.
-func labUnderTest(t *testing.T, c lab.Config) *lab.Lab {
+func labUnderTest(t testing.TB, c lab.Config) *lab.Lab {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 // A tcpStream sends as fast as it can until the test's end, and counts what arrives.
 type tcpStream struct{ received atomic.Int64 }
 
-func streamTCP(t *testing.T, p lab.Pair) *tcpStream {
+func streamTCP(t testing.TB, p lab.Pair) *tcpStream {
 	t.Helper()
 	from, to, err := p.TCP(t.Context())
 	if err != nil {
