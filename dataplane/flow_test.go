@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bytes"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ func (r *rig) flowsOf() []conntrack.Flow {
 func TestFlows(t *testing.T) {
 	r := newRig(t)
 	r.send(TAP, outTo("10.0.9.9")(t)) // nobody's
+	r.send(TAP, memFrame{data: udpFrame(t, macA, gateA, "10.0.1.9", "10.0.3.9", narrowMTU)})
 	if flows := r.flowsOf(); len(flows) != 0 {
 		t.Fatalf("flows of a packet that was dropped: %+v", flows)
 	}
@@ -54,8 +56,40 @@ func TestRelated(t *testing.T) {
 			t.Errorf("%s: the error about a live flow is not delivered", c.from)
 		}
 		expectDrop(t, r, wrapB(portUnreachable(t, macB, macA, udpFrame(t, macA, gateA, c.other, c.to, 64))), packet.DropUnrelated)
+		astray := portUnreachable(t, macB, macA, sent) // about a live flow, but not to its sender
+		readdress(astray, addr(c.other))
+		expectDrop(t, r, wrapB(astray), packet.DropUnrelated)
 		r.now.Add(int64(time.Hour))
 		expectDrop(t, r, wrapB(portUnreachable(t, macB, macA, sent)), packet.DropUnrelated)
+	}
+}
+
+// readdress changes the destination of an Ethernet frame with ICMP or ICMPv6.
+func readdress(frame []byte, to netip.Addr) {
+	if to.Is4() {
+		copy(frame[30:], to.AsSlice())
+		fixIPChecksum(frame)
+		return
+	}
+	copy(frame[38:], to.AsSlice())
+	frame[56], frame[57] = 0, 0
+	message := frame[54:]
+	sum := packet.Sum(0).Add(frame[22:54]).AddUint16(uint16(len(message))).AddUint16(packet.ProtoICMPv6).Add(message).Checksum()
+	frame[56], frame[57] = byte(sum>>8), byte(sum)
+}
+
+// TestFragmentsForEver sends more datagrams back to front than the tracker could hold at once: what was released makes room.
+func TestFragmentsForEver(t *testing.T) {
+	r := newRig(t)
+	r.underlay().discard = true
+	whole := udpFrame(t, macA, gateA, "10.0.1.9", "10.0.2.9", 1000)
+	for id := range uint16(5000) {
+		f := fragments(whole, id, 504)
+		r.send(TAP, memFrame{data: f[1]}, memFrame{data: f[0]})
+		r.now.Add(int64(time.Millisecond))
+	}
+	if n := r.w.count.Verdicts[packet.Encapsulated]; n != 10000 {
+		t.Errorf("%v, want all 10,000 sent", verdictText(r.w.count.Verdicts))
 	}
 }
 

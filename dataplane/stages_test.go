@@ -132,6 +132,14 @@ var stageCases = []verdictCase{
 		return wrapB(f)
 	}, packet.DropTTL, 1, hop},
 	{"larger than the path", TAP, plain(func(t testing.TB) []byte { return udpFrame(t, macA, gateA, "10.0.1.9", "10.0.3.9", narrowMTU-27) }), packet.DropTooBig, 1, nil},
+	{"larger than the path, may be fragmented", TAP, plain(func(t testing.TB) []byte {
+		f := udpFrame(t, macA, gateA, "10.0.1.9", "10.0.3.9", narrowMTU-27)
+		f[20] &^= 0x40
+		fixIPChecksum(f)
+		return f
+	}), packet.Encapsulated, 1, nil},
+	{"IPv6 of 1,280 bytes on a path that takes less", TAP, plain(func(t testing.TB) []byte { return udpFrame(t, macA, gateA, podA6, "fd00:3::9", minMTU6-48) }),
+		packet.Encapsulated, 1, func(r *rig) { r.engine.Tables().Lookup(addr("fd00:3::9")).Peer.MTU = 1210 }},
 	{"as large as the path", TAP, plain(func(t testing.TB) []byte { return udpFrame(t, macA, gateA, "10.0.1.9", "10.0.3.9", narrowMTU-28) }), packet.Encapsulated, 1, nil},
 	{"IPv6 larger than the path", TAP, plain(func(t testing.TB) []byte { return udpFrame(t, macA, gateA, podA6, "fd00:3::9", narrowMTU-47) }), packet.DropTooBig, 1, nil},
 	{"super-packet larger than the path", TAP, func(t testing.TB) memFrame { return tcpSuper(t, "10.0.1.9", "10.0.3.9", 5000, 1400) }, packet.DropTooBig, 4, nil},
