@@ -16,8 +16,12 @@ type Place struct {
 	CPU  int                      // that its threads are pinned to; negative for any
 }
 
-// Ends are the two places of a path: what is measured goes from Client to Server.
-type Ends struct{ Client, Server Place }
+// Ends are the two places of a path: what is measured goes from Client to Server. With a Remote, Server is on another machine: only
+// its address counts then, there are no one-way delays, and CPU times are the client's machine's.
+type Ends struct {
+	Client, Server Place
+	Remote         *Remote
+}
 
 func (p Place) in(f func() error) error {
 	if p.In == nil {

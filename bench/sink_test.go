@@ -134,7 +134,7 @@ func TestStreamAllocates(t *testing.T) {
 	s.Batch = 8
 	short := s
 	short.Duration = time.Millisecond
-	tx, rx := newSender(s, u.flows), newSink(short, u.server)
+	tx, rx := newSender(s, u.flows), newSink(short, u.far.(*localUDP).fd)
 	var halt atomic.Bool
 	tx.halt = &halt
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
@@ -196,7 +196,7 @@ func TestIntendedTime(t *testing.T) {
 	s.normalize()
 	var halt atomic.Bool
 	var sent atomic.Uint64
-	tx, rx := newSender(s, u.flows), newSink(s, u.server)
+	tx, rx := newSender(s, u.flows), newSink(s, u.far.(*localUDP).fd)
 	tx.halt, rx.sent = &halt, &sent
 	tx.begin = time.Now().Add(-time.Second)
 	rx.begin = tx.begin

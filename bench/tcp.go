@@ -36,31 +36,64 @@ type TCPResult struct {
 // Gbps is the rate of payload in 10^9 bits a second.
 func (r TCPResult) Gbps() float64 { return float64(r.Bytes) * 8 / r.Elapsed.Seconds() / 1e9 }
 
-// conns are the sockets of a trial.
-type conns struct {
-	ends           Ends
-	listener, port int
-	client, server []int
+// farTCP is the server's side of one trial, in this process or in another.
+type farTCP interface {
+	open() (port int, err error)
+	drain(connections int) error                           // accepts so many, and reads them
+	received() (bytes uint64, at time.Duration, err error) // so far; at is by the server's clock
+	serve(t Transact) error                                // answers requests
+	finish() error                                         // the client is done
+	close() error
 }
 
-// listenTCP makes the server's listener.
-func listenTCP(ends Ends) (*conns, error) {
-	c := &conns{ends: ends, listener: -1}
-	err := ends.Server.in(func() (err error) {
-		if c.listener, err = unix.Socket(ends.Server.domain(), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
-			return err
-		}
-		if err := errors.Join(unix.Bind(c.listener, ends.Server.sockaddr(0)), unix.Listen(c.listener, MaxConnections), timeouts(c.listener, tcpWait)); err != nil {
-			return err
-		}
-		name, err := unix.Getsockname(c.listener)
-		c.port = portOf(name)
-		return err
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen: %w", err), c.close())
+func (e Ends) farTCP() farTCP {
+	if e.Remote != nil {
+		return remoteTCP{e.Remote}
+	}
+	return &localTCP{place: e.Server, listener: -1}
+}
+
+// conns are the client's connections of a trial, and the server that they are with.
+type conns struct {
+	ends   Ends
+	far    farTCP
+	port   int
+	client []int
+}
+
+func openTCP(ends Ends) (*conns, error) {
+	c := &conns{ends: ends, far: ends.farTCP()}
+	var err error
+	if c.port, err = c.far.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen: %w", err), c.far.close())
 	}
 	return c, nil
+}
+
+// dial makes a connection whose calls wait at most d.
+func (c *conns) dial(d time.Duration) error {
+	return c.ends.Client.in(func() error {
+		fd, err := dialTCP(c.ends.Client, c.ends.Server, c.port)
+		if err == nil {
+			c.client = append(c.client, fd)
+			err = timeouts(fd, d)
+		}
+		return err
+	})
+}
+
+func (c *conns) close() error {
+	failed := closeAll(c.client)
+	return errors.Join(failed, c.far.close())
+}
+
+func closeAll(fds []int) (failed error) {
+	for _, fd := range fds {
+		if fd >= 0 {
+			failed = errors.Join(failed, unix.Close(fd))
+		}
+	}
+	return failed
 }
 
 // timeouts bounds each call on fd.
@@ -68,27 +101,6 @@ func timeouts(fd int, d time.Duration) error {
 	t := unix.NsecToTimeval(int64(d))
 	return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &t),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &t))
-}
-
-// open makes one connection; its calls wait at most d.
-func (c *conns) open(d time.Duration) error {
-	fd, err := c.dial()
-	if err != nil {
-		return err
-	}
-	c.client = append(c.client, fd)
-	other, err := accept(c.listener)
-	if err != nil {
-		return err
-	}
-	c.server = append(c.server, other)
-	return errors.Join(timeouts(fd, d), timeouts(other, d))
-}
-
-// dial connects in the client's namespace.
-func (c *conns) dial() (fd int, err error) {
-	err = c.ends.Client.in(func() error { fd, err = dialTCP(c.ends.Client, c.ends.Server, c.port); return err })
-	return fd, err
 }
 
 // dialTCP connects in the caller's namespace.
@@ -128,18 +140,6 @@ func again(call func() error) error {
 	}
 }
 
-func (c *conns) close() error {
-	var failed error
-	for _, fds := range [][]int{c.client, c.server, {c.listener}} {
-		for _, fd := range fds {
-			if fd >= 0 {
-				failed = errors.Join(failed, unix.Close(fd))
-			}
-		}
-	}
-	return failed
-}
-
 // Run makes one trial: all of the client's connections write as much as they can. An error means that ctx ended or a connection
 // failed.
 func (t TCP) Run(ctx context.Context, ends Ends) (r TCPResult, err error) {
@@ -147,13 +147,13 @@ func (t TCP) Run(ctx context.Context, ends Ends) (r TCPResult, err error) {
 	if t.Flows > MaxConnections || t.Duration <= 0 {
 		return r, fmt.Errorf("tcp: %d flows for %v: must be 1 to %d, and last", t.Flows, t.Duration, MaxConnections)
 	}
-	c, err := listenTCP(ends)
+	c, err := openTCP(ends)
 	if err != nil {
 		return r, fmt.Errorf("tcp: %w", err)
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
 	for range t.Flows {
-		if err := c.open(tcpPoll); err != nil {
+		if err := c.dial(tcpPoll); err != nil {
 			return r, fmt.Errorf("tcp: %w", err)
 		}
 	}
@@ -164,18 +164,20 @@ func (t TCP) Run(ctx context.Context, ends Ends) (r TCPResult, err error) {
 }
 
 func (t TCP) stream(ctx context.Context, c *conns) (r TCPResult, err error) {
-	var halt atomic.Bool
-	received := make([]counter, t.Flows)
-	var threads []<-chan error
-	for i := range t.Flows {
-		threads = append(threads, c.ends.Server.start(func() error { return drainTCP(c.server[i], &received[i].Uint64) }),
-			c.ends.Client.start(func() error { return fillTCP(c.client[i], &halt) }))
+	if err := c.far.drain(t.Flows); err != nil {
+		return r, err
 	}
-	r, err = t.watch(ctx, received)
+	var halt atomic.Bool
+	var threads []<-chan error
+	for _, fd := range c.client {
+		threads = append(threads, c.ends.Client.start(func() error { return fillTCP(fd, &halt) }))
+	}
+	r, err = t.watch(ctx, c.far)
 	halt.Store(true)
 	for _, done := range threads {
 		err = errors.Join(err, <-done)
 	}
+	err = errors.Join(err, c.far.finish())
 	for _, fd := range c.client {
 		info, infoErr := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 		if infoErr != nil {
@@ -186,32 +188,24 @@ func (t TCP) stream(ctx context.Context, c *conns) (r TCPResult, err error) {
 	return r, err
 }
 
-// counter has a cache line of its own.
-type counter struct {
-	atomic.Uint64
-	_ [56]byte
-}
-
 // watch waits for the warm-up and measures from then on.
-func (t TCP) watch(ctx context.Context, received []counter) (r TCPResult, err error) {
-	total := func() (n uint64) {
-		for i := range received {
-			n += received[i].Load()
-		}
-		return n
-	}
+func (t TCP) watch(ctx context.Context, far farTCP) (r TCPResult, err error) {
 	if err := pause(ctx, t.WarmUp); err != nil {
 		return r, err
 	}
 	before, err := readCPU()
-	start, bytes := time.Now(), total()
+	if err != nil {
+		return r, err
+	}
+	bytes, start, err := far.received()
 	if err := errors.Join(err, pause(ctx, t.Duration)); err != nil {
 		return r, err
 	}
-	r.Bytes, r.Elapsed = total()-bytes, time.Since(start)
-	after, err := readCPU()
+	total, end, err := far.received()
+	r.Bytes, r.Elapsed = total-bytes, end-start
+	after, cpuErr := readCPU()
 	r.CPU = after.since(before)
-	return r, err
+	return r, errors.Join(err, cpuErr)
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -220,22 +214,6 @@ func pause(ctx context.Context, d time.Duration) error {
 		return ctx.Err()
 	case <-time.After(d):
 		return nil
-	}
-}
-
-// drainTCP reads to the end of the stream.
-func drainTCP(fd int, received *atomic.Uint64) error {
-	b := make([]byte, 2*tcpChunk)
-	for {
-		n, err := unix.Read(fd, b)
-		switch {
-		case err == nil && n == 0:
-			return nil
-		case err == nil:
-			received.Add(uint64(n))
-		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
-			return fmt.Errorf("read: %w", err)
-		}
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const maxTransact = 1 << 16 // bytes
+
 // Transact says what a TCP request/response trial does: one request at a time, the next when the last is answered. Zero values:
 // Size 1.
 type Transact struct {
@@ -35,10 +37,10 @@ func (r TransactResult) Rate() float64 { return float64(r.Count) / r.Elapsed.Sec
 // Run makes one trial.
 func (t Transact) Run(ctx context.Context, ends Ends) (r TransactResult, err error) {
 	t.Size = max(t.Size, 1)
-	if t.Size > 1<<16 || t.Duration <= 0 {
-		return r, fmt.Errorf("transact: %d bytes for %v: must be 1 to %d, and last", t.Size, t.Duration, 1<<16)
+	if t.Size > maxTransact || t.Duration <= 0 {
+		return r, fmt.Errorf("transact: %d bytes for %v: must be 1 to %d, and last", t.Size, t.Duration, maxTransact)
 	}
-	c, err := listenTCP(ends)
+	c, err := openTCP(ends)
 	if err != nil {
 		return r, fmt.Errorf("transact: %w", err)
 	}
@@ -54,7 +56,7 @@ func (t Transact) run(ctx context.Context, c *conns) (r TransactResult, err erro
 	var halt atomic.Bool
 	defer context.AfterFunc(ctx, func() { halt.Store(true) })()
 	if !t.Connect {
-		if err := c.open(tcpWait); err != nil {
+		if err := c.dial(tcpWait); err != nil {
 			return r, err
 		}
 	}
@@ -62,15 +64,14 @@ func (t Transact) run(ctx context.Context, c *conns) (r TransactResult, err erro
 	if err != nil {
 		return r, err
 	}
-	served := c.ends.Server.start(func() error { return t.serve(c) })
-	r, err = t.ask(c, &halt)
-	// The server waits for a request: the end of the connection or of the listening tells it.
-	if t.Connect {
-		err = errors.Join(err, unix.Shutdown(c.listener, unix.SHUT_RDWR))
-	} else {
-		err = errors.Join(err, unix.Shutdown(c.client[0], unix.SHUT_WR))
+	if err := c.far.serve(t); err != nil {
+		return r, err
 	}
-	err = errors.Join(err, <-served, ctx.Err())
+	r, err = t.ask(c, &halt)
+	for _, fd := range c.client {
+		err = errors.Join(err, unix.Shutdown(fd, unix.SHUT_WR))
+	}
+	err = errors.Join(err, c.far.finish(), ctx.Err())
 	after, cpuErr := readCPU()
 	r.CPU = after.since(before)
 	return r, errors.Join(err, cpuErr)
@@ -159,43 +160,4 @@ func readFull(fd int, b []byte) error {
 		got += max(n, 0)
 	}
 	return nil
-}
-
-// serve answers until the client is done.
-func (t Transact) serve(c *conns) error {
-	if !t.Connect {
-		return t.answer(c.server[0])
-	}
-	for {
-		fd, err := accept(c.listener)
-		if errors.Is(err, unix.EINVAL) { // no longer listening
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		b := make([]byte, t.Size)
-		if err = readFull(fd, b); err == nil {
-			_, err = rawWrite(fd, b)
-		}
-		if err = errors.Join(err, unix.Close(fd)); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-	}
-}
-
-func (t Transact) answer(fd int) error {
-	b := make([]byte, t.Size)
-	for {
-		err := readFull(fd, b)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			_, err = rawWrite(fd, b)
-		}
-		if err != nil {
-			return err
-		}
-	}
 }

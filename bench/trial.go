@@ -17,53 +17,137 @@ import (
 
 // trial is one stream on its way: threads that share nothing but how many were sent, once that is known.
 type trial struct {
-	ends   Ends
+	client Place
+	far    farUDP
 	stream Stream
 	tx     *sender
-	rx     *sink
-	mirror *mirror // iff the stream is echoed: rx is the client's then
+	rx     *sink // the client's, iff the stream is echoed
 	halt   atomic.Bool
 	sent   atomic.Uint64
 }
 
 func (t *trial) run(ctx context.Context) (r UDPResult, err error) {
-	id := rand.Uint32()
-	t.tx.trial, t.tx.halt, t.rx.trial, t.rx.sent = id, &t.halt, id, &t.sent
 	defer context.AfterFunc(ctx, func() { t.halt.Store(true) })()
 	defer quietRuntime()()
-	drops, err := socketDrops(t.rx.fd)
-	if err != nil {
-		return r, err
-	}
 	before, err := readCPU()
 	if err != nil {
 		return r, err
 	}
-	err = errors.Join(t.threads(), ctx.Err())
+	h, err := t.threads()
+	err = errors.Join(err, ctx.Err())
 	after, cpuErr := readCPU()
-	now, dropsErr := socketDrops(t.rx.fd)
-	return UDPResult{Offered: t.stream.Rate, Elapsed: t.tx.elapsed, Sent: t.tx.next, Counts: t.rx.counts, Refused: t.tx.refused,
-		SocketDrops: now - drops, Latency: summarize(t.rx.latency), CPU: after.since(before)}, errors.Join(err, cpuErr, dropsErr)
+	return UDPResult{Offered: t.stream.Rate, Elapsed: t.tx.elapsed, Sent: t.tx.next, Counts: h.Counts, Refused: t.tx.refused,
+		SocketDrops: h.SocketDrops, Latency: h.Latency, CPU: after.since(before)}, errors.Join(err, cpuErr)
 }
 
-// threads runs sender, sink and mirror to their ends.
-func (t *trial) threads() error {
-	t.tx.begin = time.Now()
-	t.rx.begin = t.tx.begin
-	sinkAt := t.ends.Server
-	var stop atomic.Bool
-	reflected := make(<-chan error)
-	if t.mirror != nil {
-		sinkAt, t.mirror.stop = t.ends.Client, &stop
-		reflected = t.ends.Server.start(t.mirror.run)
+// threads runs both sides to their ends.
+func (t *trial) threads() (h heard, err error) {
+	id, begin := rand.Uint32(), time.Now()
+	t.tx.trial, t.tx.halt, t.tx.begin = id, &t.halt, begin
+	if err := t.far.start(id, t.stream, begin); err != nil {
+		return h, err
 	}
-	received := sinkAt.start(t.rx.run)
-	err := <-t.ends.Client.start(t.tx.launch)
+	var near *listening
+	if t.rx != nil {
+		t.rx.trial, t.rx.sent, t.rx.begin = id, &t.sent, begin
+		near, err = listen(t.client, t.rx)
+	}
+	if err == nil {
+		err = <-t.client.start(t.tx.launch)
+	}
 	t.sent.Store(t.tx.next + 1)
-	err = errors.Join(err, <-received)
-	if t.mirror != nil {
-		stop.Store(true)
-		err = errors.Join(err, <-reflected)
+	if near != nil {
+		echoed, nearErr := near.finish()
+		_, farErr := t.far.finish(t.tx.next)
+		return echoed, errors.Join(err, nearErr, farErr)
+	}
+	h, farErr := t.far.finish(t.tx.next)
+	return h, errors.Join(err, farErr)
+}
+
+// listening is a sink at work.
+type listening struct {
+	sink  *sink
+	drops uint64 // of its socket, before
+	done  <-chan error
+}
+
+func listen(at Place, k *sink) (*listening, error) {
+	drops, err := socketDrops(k.fd)
+	if err != nil {
+		return nil, err
+	}
+	return &listening{k, drops, at.start(k.run)}, nil
+}
+
+// finish waits for the sink, which has been told how many were sent.
+func (l *listening) finish() (heard, error) {
+	err := <-l.done
+	drops, dropsErr := socketDrops(l.sink.fd)
+	return heard{l.sink.counts, drops - l.drops, summarize(l.sink.latency)}, errors.Join(err, dropsErr)
+}
+
+// localUDP is a server's side in this process.
+type localUDP struct {
+	place Place
+	fd    int // -1 for none
+
+	sent      *atomic.Uint64
+	listening *listening   // iff the stream is not echoed
+	stop      *atomic.Bool // of the mirror
+	reflected <-chan error // iff the stream is echoed
+}
+
+func (u *localUDP) open() (port int, err error) {
+	err = u.place.in(func() error {
+		if u.fd, err = udpSocket(u.place); err != nil {
+			return err
+		}
+		name, err := unix.Getsockname(u.fd)
+		port = portOf(name)
+		return err
+	})
+	return port, err
+}
+
+func (u *localUDP) start(trial uint32, s Stream, begin time.Time) (err error) {
+	if s.Echo {
+		u.stop = new(atomic.Bool)
+		m := &mirror{fd: u.fd, batch: newBatch(sinkBatch, s.largest()+1, true), stop: u.stop}
+		u.reflected = u.place.start(m.run)
+		return nil
+	}
+	u.sent = new(atomic.Uint64)
+	k := newSink(s, u.fd)
+	k.trial, k.sent, k.begin = trial, u.sent, begin
+	u.listening, err = listen(u.place, k)
+	return err
+}
+
+func (u *localUDP) finish(sent uint64) (h heard, err error) {
+	if u.reflected != nil {
+		u.stop.Store(true)
+		err = <-u.reflected
+		u.reflected = nil
+		return h, err
+	}
+	if u.listening == nil {
+		return h, errors.New("finish a trial: none was started")
+	}
+	u.sent.Store(sent + 1)
+	h, err = u.listening.finish()
+	u.listening = nil
+	return h, err
+}
+
+// close ends a trial that nobody finished, too.
+func (u *localUDP) close() (err error) {
+	if u.reflected != nil || u.listening != nil {
+		_, err = u.finish(0)
+	}
+	if u.fd >= 0 {
+		err = errors.Join(err, unix.Close(u.fd))
+		u.fd = -1
 	}
 	return err
 }

@@ -16,10 +16,24 @@ const (
 
 // UDP is the sockets of a stream, open for any number of trials, one at a time.
 type UDP struct {
-	ends   Ends
-	flows  []int // the client's sockets
-	server int
-	port   int
+	ends  Ends
+	flows []int // the client's sockets
+	far   farUDP
+}
+
+// farUDP is the server's side, in this process or in another. One trial at a time.
+type farUDP interface {
+	open() (port int, err error)
+	start(trial uint32, s Stream, begin time.Time) error // receives, or sends back if s is to be echoed
+	finish(sent uint64) (heard, error)                   // to be called once after each start
+	close() error
+}
+
+// heard is what a server knows of a trial: of one that was echoed, nothing.
+type heard struct {
+	Counts      Counts
+	SocketDrops uint64
+	Latency     Latency
 }
 
 // UDPResult is what became of a trial's datagrams.
@@ -51,18 +65,22 @@ func (r UDPResult) ReceivedRate() float64 { return float64(r.Received) / r.Elaps
 
 // OpenUDP makes the server's socket and flows of the client's, which are connected to it.
 func OpenUDP(ends Ends, flows int) (_ *UDP, err error) {
-	u := &UDP{ends: ends, server: -1}
+	u := &UDP{ends: ends, far: &localUDP{place: ends.Server, fd: -1}}
+	if ends.Remote != nil {
+		u.far = remoteUDP{ends.Remote, new(int)}
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("udp sockets: %w", err), u.Close())
 		}
 	}()
-	if err := ends.Server.in(u.listen); err != nil {
+	port, err := u.far.open()
+	if err != nil {
 		return nil, err
 	}
 	return u, ends.Client.in(func() error {
 		for range flows {
-			if err := u.connect(); err != nil {
+			if err := u.connect(port); err != nil {
 				return err
 			}
 		}
@@ -70,25 +88,13 @@ func OpenUDP(ends Ends, flows int) (_ *UDP, err error) {
 	})
 }
 
-func (u *UDP) listen() (err error) {
-	if u.server, err = udpSocket(u.ends.Server); err != nil {
-		return err
-	}
-	name, err := unix.Getsockname(u.server)
-	if err != nil {
-		return err
-	}
-	u.port = portOf(name)
-	return nil
-}
-
-func (u *UDP) connect() error {
+func (u *UDP) connect(port int) error {
 	fd, err := udpSocket(u.ends.Client)
 	if err != nil {
 		return err
 	}
 	u.flows = append(u.flows, fd)
-	return unix.Connect(fd, u.ends.Server.sockaddr(u.port))
+	return unix.Connect(fd, u.ends.Server.sockaddr(port))
 }
 
 // udpSocket is bound to the place's address and a port of the kernel's choice. It fragments what is larger than the MTU.
@@ -126,11 +132,9 @@ func portOf(name unix.Sockaddr) int {
 
 // Close closes the sockets.
 func (u *UDP) Close() error {
-	var failed error
-	for _, fd := range append(u.flows, u.server) {
-		if fd >= 0 {
-			failed = errors.Join(failed, unix.Close(fd))
-		}
+	failed := u.far.close()
+	for _, fd := range u.flows {
+		failed = errors.Join(failed, unix.Close(fd))
 	}
 	return failed
 }
@@ -147,10 +151,9 @@ func (u *UDP) Run(ctx context.Context, s Stream) (UDPResult, error) {
 	if err := segmentation(flows, s); err != nil {
 		return UDPResult{}, err
 	}
-	t := &trial{ends: u.ends, stream: s, tx: newSender(s, flows), rx: newSink(s, u.server)}
+	t := &trial{client: u.ends.Client, far: u.far, stream: s, tx: newSender(s, flows)}
 	if s.Echo {
 		t.rx = newSink(s, flows[0])
-		t.mirror = &mirror{fd: u.server, batch: newBatch(sinkBatch, s.largest()+1, true)}
 	}
 	return t.run(ctx)
 }

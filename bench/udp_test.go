@@ -16,7 +16,7 @@ func selfEnds(t *testing.T, six bool) Ends {
 	if six {
 		addr = loopback6
 	}
-	return Ends{Place{Addr: addr, CPU: cpus[0]}, Place{Addr: addr, CPU: cpus[len(cpus)-1]}}
+	return Ends{Client: Place{Addr: addr, CPU: cpus[0]}, Server: Place{Addr: addr, CPU: cpus[len(cpus)-1]}}
 }
 
 func openUDP(t *testing.T, ends Ends, flows int) *UDP {

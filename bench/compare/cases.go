@@ -68,7 +68,7 @@ func tcpCase(flows int) Case {
 		}
 		s.trial(result.Trial{TCP: &r})
 		s.figure(name, r.Gbps(), result.Gbps)
-		if r.Bytes > 0 {
+		if r.Bytes > 0 && s.ends.Remote == nil { // CPU times are of one machine
 			s.figure(name+"/cpu", r.CPU.Busy().Seconds()/(float64(r.Bytes)*8/1e9), result.CPUGigabit)
 		}
 		return nil
@@ -150,7 +150,7 @@ func (s *session) search(ctx context.Context, u *bench.UDP, stream bench.Stream,
 		}
 		s.figure(name+[]string{"/no-drop", "/0.5%-drop"}[i], f.Rate, result.PerSecond, flags...)
 	}
-	if last.Received > 0 {
+	if last.Received > 0 && s.ends.Remote == nil {
 		s.figure(name+"/cpu", float64(last.CPU.Busy())/float64(last.Received), result.CPUPacket)
 	}
 	return look.Figures()[0].Rate, nil

@@ -2,8 +2,10 @@ package compare
 
 import (
 	"context"
+	"net"
 	"net/netip"
 
+	"github.com/tulle-net/tulle/bench"
 	"github.com/tulle-net/tulle/bench/result"
 	"github.com/tulle-net/tulle/scripts/lab"
 )
@@ -11,17 +13,48 @@ import (
 // This is the path of Measure in results.
 const This = "this"
 
-// End is one end of a path that somebody else made.
+// End is a namespace of this machine, and the address there.
 type End struct {
 	Namespace string
 	Addr      netip.Addr
 }
 
-// Measure measures the path between two namespaces, from the first to the second, and for each round the generator. Of the plan
-// and the options only what has nothing to do with labs counts.
-func Measure(ctx context.Context, p Plan, ends [2]End, o Options) (*result.Result, error) {
+// Between is the path between two namespaces.
+func Between(from, to End) (bench.Ends, error) {
+	client, server, err := pinned()
+	if err != nil {
+		return bench.Ends{}, err
+	}
+	return bench.Ends{Client: from.place(client), Server: to.place(server)}, nil
+}
+
+func (e End) place(cpu int) bench.Place {
+	return bench.Place{Addr: e.Addr, CPU: cpu, In: func(f func() error) error { return lab.In(e.Namespace, f) }}
+}
+
+// To is the path to a server on another machine, which serves at addr.
+func To(ctx context.Context, addr string) (bench.Ends, error) {
+	client, _, err := pinned()
+	if err != nil {
+		return bench.Ends{}, err
+	}
+	return bench.Dial(ctx, addr, client)
+}
+
+// Serve is the server for To, until ctx ends.
+func Serve(ctx context.Context, l net.Listener) error {
+	_, server, err := pinned()
+	if err != nil {
+		return err
+	}
+	return bench.Serve(ctx, l, server)
+}
+
+// Measure measures a path that somebody else made, and in each round the generator. Of the plan and the options only what has nothing
+// to do with labs counts.
+func Measure(ctx context.Context, p Plan, title string, ends bench.Ends, o Options) (*result.Result, error) {
 	o.Family = lab.FamilyV4
-	if ends[0].Addr.Is6() {
+	if ends.Server.Addr.Is6() {
 		o.Family = lab.FamilyV6
 	}
 	r, err := newRun(p, o)
@@ -29,15 +62,14 @@ func Measure(ctx context.Context, p Plan, ends [2]End, o Options) (*result.Resul
 		return nil, err
 	}
 	r.out.Reference = Bare
-	r.out.Paths = []result.Path{{Name: Bare, Title: Paths[0].Title}, {Name: This, Title: ends[0].Namespace + " to " + ends[1].Namespace}}
+	r.out.Paths = []result.Path{{Name: Bare, Title: Paths[0].Title}, {Name: This, Title: title}}
 	for round := 1; round <= p.Rounds; round++ {
 		bare, err := r.generator(ctx, round)
 		if err != nil {
 			return nil, err
 		}
 		s := r.session(round, "", Path{Name: This})
-		s.bare = bare
-		s.ends = r.ends(func(side int, f func() error) error { return lab.In(ends[side].Namespace, f) }, [2]netip.Addr{ends[0].Addr, ends[1].Addr})
+		s.bare, s.ends = bare, ends
 		if err := r.measure(ctx, s); err != nil {
 			return nil, err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -135,6 +137,53 @@ func TestBenchRun(t *testing.T) {
 	}
 }
 
+// TestBenchTwoEndpoints has the server in a process of its own in one pod and the client in another: nothing but the path joins them.
+func TestBenchTwoEndpoints(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1})
+	a, b := l.Nodes()[0].Pods[0], l.Nodes()[1].Pods[0]
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := b.Addr.String() + ":5000"
+	server := exec.Command(self, "bench", "run", "--listen", addr)
+	server.Env = append(os.Environ(), asTulle+"=1", "GORACE=atexit_sleep_ms=0")
+	said, err := server.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lab.In(b.Namespace, server.Start); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(said).ReadString('\n')
+	if err != nil || line != "listening at "+addr+"\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+	var out, errOut bytes.Buffer
+	client := exec.Command(self, "bench", "run", "--connect", addr, "-o", "json")
+	client.Env, client.Stdout, client.Stderr = server.Env, &out, &errOut
+	if err := errors.Join(lab.In(a.Namespace, client.Start), client.Wait()); err != nil {
+		t.Fatalf("%v\n%s", err, &errOut)
+	}
+	r := new(result.Result)
+	if err := json.Unmarshal(out.Bytes(), r); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"tcp/1-flow", "tcp-rr", "udp-64B/1-flow/flood"} {
+		if !slices.ContainsFunc(r.Figures, func(f result.Figure) bool { return f.Path == compare.This && f.Name == name && f.Value > 0 }) {
+			t.Errorf("no %s", name)
+		}
+	}
+	if slices.ContainsFunc(r.Figures, func(f result.Figure) bool {
+		return f.Path == compare.This && (strings.Contains(f.Name, "/cpu") || strings.Contains(f.Name, "/delay"))
+	}) {
+		t.Error("CPU times or one-way delays of two machines")
+	}
+	if err := errors.Join(server.Process.Signal(syscall.SIGTERM), server.Wait()); err != nil {
+		t.Errorf("server: %v", err)
+	}
+}
+
 func TestBenchErrors(t *testing.T) {
 	dir := t.TempDir()
 	bad := filepath.Join(dir, "bad.json")
@@ -158,6 +207,8 @@ func TestBenchErrors(t *testing.T) {
 		{[]string{"run", "--from", "x"}, 2, "--from and --to: give both or none"},
 		{[]string{"run", "--from", "x", "--to", "y"}, 2, "--from-addr"},
 		{[]string{"run", "--from", "x", "--to", "y", "--from-addr", "10.0.0.1", "--to-addr", "fd00::1"}, 2, "must be of one family"},
+		{[]string{"run", "--listen", ":1", "--connect", ":2"}, 2, "exclude each other"},
+		{[]string{"run", "--connect", "127.0.0.1:1"}, 1, "connection refused"},
 		{[]string{"run", "--lab-dir", dir}, 1, "no lab in " + dir},
 		{[]string{"report", dir + "/none"}, 1, "no such file"},
 		{[]string{"report", "--format", "pdf"}, 2, "--format pdf: unknown format (allowed: table, html, md, gobench, json)"},

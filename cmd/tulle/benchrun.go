@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 
 	"github.com/spf13/cobra"
 
+	"github.com/tulle-net/tulle/bench"
 	"github.com/tulle-net/tulle/bench/compare"
 	"github.com/tulle-net/tulle/scripts/lab"
 )
@@ -18,6 +20,7 @@ type benchRunOptions struct {
 	preset, from, to string
 	fromAddr, toAddr string
 	dir              string
+	listen, connect  string
 	cases            []string
 	rounds           int
 }
@@ -26,8 +29,10 @@ func newBenchRunCommand() *cobra.Command {
 	var o benchRunOptions
 	c := &cobra.Command{
 		Use:   "run",
-		Short: "Measure the path between two namespaces of this machine",
+		Short: "Measure the path between two namespaces of this machine, or two machines",
 		Long: `Measure the path between two namespaces of this machine: two pods of the lab that is up, unless --from and --to name others.
+Between two machines or two pods anywhere: start it with --listen on the one and with --connect on the other. Whoever reaches the
+listening one can have it receive and echo traffic: it is for networks whose users are trusted.
 
 The generator is measured first, over a veth without a network in the way: a figure within 10% of its own is marked
 generator-bound.`,
@@ -44,6 +49,8 @@ generator-bound.`,
 	f.StringVar(&o.to, "to", "", "namespace of the server (default: the first pod of the lab's second node)")
 	f.StringVar(&o.fromAddr, "from-addr", "", "the client's address; needed with --from")
 	f.StringVar(&o.toAddr, "to-addr", "", "the server's address; needed with --to")
+	f.StringVar(&o.listen, "listen", "", "be the server for others at this ADDR:PORT, until SIGINT or SIGTERM")
+	f.StringVar(&o.connect, "connect", "", "measure the path to the server that listens at this ADDR:PORT")
 	f.StringVar(&o.dir, "lab-dir", lab.DefaultDir, "directory of the lab that is up")
 	f.StringVar(&o.preset, "preset", "quick", "what and how long: quick, table or full")
 	f.StringSliceVar(&o.cases, "cases", nil, "only these, such as tcp/1-flow; an unknown one lists all")
@@ -59,14 +66,23 @@ func (o *benchRunOptions) run(ctx context.Context, out, progress io.Writer) erro
 	if err != nil {
 		return err
 	}
-	if err := needRoot("tulle bench run", "namespaces"); err != nil {
+	if o.listen != "" && o.connect != "" || (o.listen != "" || o.connect != "") && (o.from != "" || o.to != "") {
+		return usageError("--listen, --connect, and --from with --to exclude each other")
+	}
+	if err := needRoot("tulle bench run", "namespaces and large socket buffers"); err != nil {
 		return err
 	}
-	ends, err := o.ends()
+	if o.listen != "" {
+		return benchServe(ctx, o.listen, progress)
+	}
+	title, ends, err := o.path(ctx)
 	if err != nil {
 		return err
 	}
-	r, err := compare.Measure(ctx, plan, ends, compare.Options{Version: versionString(), Progress: progress})
+	if ends.Remote != nil {
+		defer ends.Remote.Close()
+	}
+	r, err := compare.Measure(ctx, plan, title, ends, compare.Options{Version: versionString(), Progress: progress})
 	if err != nil {
 		return err
 	}
@@ -77,6 +93,30 @@ func (o *benchRunOptions) run(ctx context.Context, out, progress io.Writer) erro
 		return fmt.Errorf("%d cases failed, the first %s: %s", len(r.Failures), r.Failures[0].Case, r.Failures[0].Error)
 	}
 	return nil
+}
+
+func benchServe(ctx context.Context, addr string, progress io.Writer) error {
+	var c net.ListenConfig
+	l, err := c.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(progress, "listening at %s\n", l.Addr())
+	return compare.Serve(ctx, l)
+}
+
+// path is what to measure, and what people call it.
+func (o *benchRunOptions) path(ctx context.Context) (title string, ends bench.Ends, err error) {
+	if o.connect != "" {
+		ends, err = compare.To(ctx, o.connect)
+		return "to " + o.connect, ends, err
+	}
+	e, err := o.ends()
+	if err != nil {
+		return "", ends, err
+	}
+	ends, err = compare.Between(e[0], e[1])
+	return e[0].Namespace + " to " + e[1].Namespace, ends, err
 }
 
 // ends are those of the flags, or the lab's.
