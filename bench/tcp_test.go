@@ -1,8 +1,12 @@
 package bench
 
 import (
+	"errors"
+	"io"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTCP(t *testing.T) {
@@ -27,5 +31,39 @@ func TestTransact(t *testing.T) {
 			}
 			t.Logf("%+v: %.0f/s, %v", tr, r.Rate(), r.Latency.P50)
 		}
+	}
+}
+
+// A read that nobody answers ends, though signals keep the socket's own timeout from passing.
+func TestReadFull(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(fds[:])
+	defer quietRuntime()()
+	if err := timeouts(fds[0], 200*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 4)
+	read := func() error { return readFull(fds[0], b, 50*time.Millisecond) }
+	if err := read(); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("nothing comes: %v", err)
+	}
+	go func() {
+		rawWrite(fds[1], []byte("12"))
+		time.Sleep(20 * time.Millisecond)
+		rawWrite(fds[1], []byte("34"))
+	}()
+	if err := read(); err != nil || string(b) != "1234" {
+		t.Errorf("in two pieces: %q, %v", b, err)
+	}
+	rawWrite(fds[1], []byte("5"))
+	unix.Shutdown(fds[1], unix.SHUT_WR)
+	if err := read(); err != io.ErrUnexpectedEOF {
+		t.Errorf("cut short: %v", err)
+	}
+	if err := read(); err != io.EOF {
+		t.Errorf("at the end: %v", err)
 	}
 }

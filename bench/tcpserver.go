@@ -134,7 +134,7 @@ func (t Transact) answerEach(listener int) error {
 		if err != nil {
 			return err
 		}
-		if err = readFull(fd, b); err == nil {
+		if err = readFull(fd, b, tcpWait); err == nil {
 			_, err = rawWrite(fd, b)
 		}
 		if err = errors.Join(err, unix.Close(fd)); err != nil && !errors.Is(err, io.EOF) {
@@ -147,7 +147,7 @@ func (t Transact) answerEach(listener int) error {
 func (t Transact) answer(fd int) error {
 	b := make([]byte, t.Size)
 	for {
-		err := readFull(fd, b)
+		err := readFull(fd, b, tcpWait)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}

@@ -114,7 +114,7 @@ func (t Transact) once(c *conns) error {
 	err = t.exchange(fd)
 	if err == nil {
 		// The server closes first, and keeps the TIME_WAIT that would use up the client's ports.
-		err = readFull(fd, make([]byte, 1))
+		err = readFull(fd, make([]byte, 1), tcpWait)
 		if errors.Is(err, io.EOF) {
 			err = nil
 		}
@@ -136,7 +136,7 @@ func (t Transact) exchange(fd int) error {
 	}
 	for left := t.Size; left > 0; {
 		n := min(left, len(b))
-		if err := readFull(fd, b[:n]); err != nil {
+		if err := readFull(fd, b[:n], tcpWait); err != nil {
 			return fmt.Errorf("response: %w", err)
 		}
 		left -= n
@@ -144,12 +144,19 @@ func (t Transact) exchange(fd int) error {
 	return nil
 }
 
-// readFull gives io.EOF iff the stream ends before the first byte.
-func readFull(fd int, b []byte) error {
+// readFull gives io.EOF iff the stream ends before the first byte. It waits at most about wait, or as long as the socket's timeout: that
+// begins anew after each signal, and the Go runtime sends one every 10 ms to a thread that it knows to be running.
+func readFull(fd int, b []byte, wait time.Duration) error {
+	var interrupted time.Time // first
 	for got := 0; got < len(b); {
 		n, err := rawRead(fd, b[got:])
 		switch {
 		case errors.Is(err, unix.EINTR):
+			if interrupted.IsZero() {
+				interrupted = time.Now()
+			} else if time.Since(interrupted) > wait {
+				return unix.EAGAIN
+			}
 		case err != nil:
 			return err
 		case n == 0 && got == 0:

@@ -24,8 +24,6 @@ const (
 	GeneratorBound = "generator-bound"
 	// Incomplete marks a search that ended before it was sure.
 	Incomplete = "incomplete"
-	// Unsteady marks a round in which the hypervisor or other processes took CPU time from the benchmark.
-	Unsteady = "unsteady"
 )
 
 // Units, and with them which direction is better.
@@ -36,7 +34,6 @@ const (
 	Nanosecond = "ns"
 	CPUPacket  = "cpu-ns/packet"
 	CPUGigabit = "cpu-s/Gb"
-	Bytes      = "B"
 	PerOp      = "ns/op"
 )
 

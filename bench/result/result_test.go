@@ -254,7 +254,7 @@ func TestFormat(t *testing.T) {
 		unit string
 		want string
 	}{{1234567, PerSecond, "1.23 Mpps"}, {45600, PerSecond, "45.6 kpps"}, {12, Transacts, "12 tps"}, {999, Nanosecond, "999 ns"}, {1500, Nanosecond, "1.5 us"},
-		{2e6, Nanosecond, "2.00 ms"}, {9.876, Gbps, "9.88 Gb/s"}, {3100, CPUPacket, "3.1 us CPU/packet"}, {0.1234, CPUGigabit, "0.123 CPU-s/Gb"}, {64, Bytes, "64 B"}} {
+		{2e6, Nanosecond, "2.00 ms"}, {9.876, Gbps, "9.88 Gb/s"}, {3100, CPUPacket, "3.1 us CPU/packet"}, {0.1234, CPUGigabit, "0.123 CPU-s/Gb"}, {64, "B/flow", "64 B/flow"}} {
 		if got := Format(test.v, test.unit); got != test.want {
 			t.Errorf("%v %s: %q, want %q", test.v, test.unit, got, test.want)
 		}
