@@ -26,6 +26,7 @@ type ruler struct {
 	search         []time.Duration // see search.Config.Durations
 	precision      float64
 	votes          int
+	budget         int   // trials of a search
 	loads          []int // of the no-drop rate, percent, at which latency is measured
 }
 
@@ -125,7 +126,8 @@ func udpCase(name string, stream bench.Stream, latency bool) Case {
 
 // search notes the no-drop and partial-drop rates and gives the first. most is what the sender can do on this path.
 func (s *session) search(ctx context.Context, u *bench.UDP, stream bench.Stream, name string, most float64) (noDrop float64, err error) {
-	look, err := search.New(search.Config{Max: max(most*1.1, 2000), Durations: s.ruler.search, Precision: s.precision, Votes: s.votes})
+	look, err := search.New(search.Config{Max: max(most*1.1, 2000), Durations: s.ruler.search, Precision: s.precision, Votes: s.votes,
+		Budget: s.budget})
 	if err != nil {
 		return 0, err
 	}
