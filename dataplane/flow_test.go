@@ -237,3 +237,17 @@ func TestJoined(t *testing.T) {
 		}
 	}
 }
+
+// TestSameIDAgain sends one fragmented datagram after the other under one ID, as a sender with many sockets happens to do: none is lost.
+func TestSameIDAgain(t *testing.T) {
+	r := newRig(t)
+	pieces := fragments(udpFrame(t, macB, macA, "10.0.2.9", "10.0.1.9", 64), 5, 24, 48)
+	for range 3 {
+		for _, f := range pieces {
+			r.send(Underlay, wrapB(f))
+		}
+	}
+	if n := len(r.tap().taken()); n != 9 {
+		t.Errorf("%d fragments delivered of 9: %v", n, verdictText(r.w.count.Verdicts))
+	}
+}

@@ -89,7 +89,7 @@ func TestNote(t *testing.T) {
 		}
 		c.expect(part{id: first.id + 1, length: 8, more: true}, 0, fragment.Decide, packet.None)
 		*c.tracker.Note() = 43
-		c.expect(first, 0, fragment.Drop, packet.DropFragmentOverlap)
+		c.expect(second, 0, fragment.Drop, packet.DropFragmentOverlap)
 		if got := *c.tracker.Note(); got != 42 {
 			t.Fatalf("note %d, want 42", got)
 		}
@@ -106,13 +106,13 @@ func TestDecidedTwice(t *testing.T) {
 	c.expect(part{id: 1, offset: 8, length: 8, more: true}, 0, fragment.Drop, packet.DropNoRoute)
 }
 
-// An ID used again after the whole datagram went through starts anew when the old one's
-// duplicates are past, at 1 s; with a gap left, at 30 s.
+// An ID used again after the whole datagram went through starts anew with its first fragment, at
+// once; others are duplicates for 1 s. With a gap left, it does at 30 s.
 func TestReusedID(t *testing.T) {
 	c := converse(t)
 	parts := []part{{id: 1, length: 8, more: true}, {id: 1, offset: 8, length: 3}}
 	at := time.Duration(0)
-	for _, gap := range []time.Duration{time.Second, 2 * time.Second, time.Hour} {
+	for _, gap := range []time.Duration{time.Second - 1, time.Second, 2 * time.Second, time.Hour} {
 		c.expect(parts[0], at, fragment.Decide, packet.None)
 		if got := *c.tracker.Note(); got != 0 {
 			t.Fatalf("the note of the datagram before, %d", got)

@@ -87,10 +87,13 @@ func (d *datagram) mark(p piece, now time.Duration) {
 	d.seen += p.length
 	d.reach = max(d.reach, p.end())
 	d.closed = d.closed || !p.more
-	if d.closed && d.seen == d.reach {
+	if d.whole() {
 		d.expires = min(d.expires, now+linger)
 	}
 }
+
+// whole reports whether all fragments were seen, and nothing spoilt the datagram.
+func (d *datagram) whole() bool { return d.closed && d.seen == d.reach && !d.poisoned }
 
 // blocksTo returns the number of blocks in n bytes, the last one perhaps cut.
 func blocksTo(n int) int { return (n + blockLen - 1) / blockLen }

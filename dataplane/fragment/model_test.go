@@ -54,7 +54,7 @@ func (m *model) judge(p part, mark byte, now time.Duration, room bool) (fragment
 	if p.length == 0 || p.more && p.length%8 != 0 {
 		return fragment.Drop, packet.DropIPHeader
 	}
-	e := m.entry(nameOf(p), now)
+	e := m.entry(nameOf(p), p.offset == 0, now)
 	m.current = e
 	if !e.spoilt && e.has(p) && !e.tooLong(p) {
 		return fragment.Drop, packet.DropFragmentOverlap
@@ -83,13 +83,13 @@ func (m *model) judge(p part, mark byte, now time.Duration, room bool) (fragment
 	return fragment.Drop, e.verdict
 }
 
-func (m *model) entry(name part, now time.Duration) *modelEntry {
+func (m *model) entry(name part, first bool, now time.Duration) *modelEntry {
 	i := slices.IndexFunc(m.entries, func(e *modelEntry) bool { return e.name == name })
 	var e *modelEntry
 	if i >= 0 {
 		e = m.entries[i]
 		m.entries = slices.Delete(m.entries, i, i+1)
-		if now >= e.first+30*time.Second || e.complete > 0 && now >= e.complete+time.Second {
+		if now >= e.first+30*time.Second || e.complete > 0 && now >= e.complete+time.Second || first && e.complete > 0 && !e.spoilt {
 			m.doom(e, packet.DropFragmentOrphan)
 			e = nil
 		}

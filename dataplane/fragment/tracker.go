@@ -41,9 +41,10 @@ const (
 	lifetime = 30 * time.Second
 
 	// linger is what is left of it once all fragments were seen. Duplicates are late by less.
-	// One that is later yet begins a new datagram, and so waits in vain for Limits.Wait at most:
-	// a better fate than that of a new datagram under an ID that is used again (RFC 4963), which
-	// the old entry would drop. The receiver has let go of the whole datagram at once.
+	// One that is later yet begins a new datagram, and so waits in vain for Limits.Wait at most.
+	// A first fragment begins a new datagram at once: senders use IDs again within a second
+	// (RFC 4963; Linux begins with a random one for each socket), the receiver has let go of the
+	// whole datagram already, and the duplicate that it may be instead does no harm.
 	linger = time.Second
 )
 
@@ -104,7 +105,7 @@ func (t *Tracker) Judge(f *packet.Frame, now time.Duration) (Action, packet.Verd
 	case !p.sound():
 		return Drop, packet.DropIPHeader
 	}
-	d := t.remember(keyOf(f), now)
+	d := t.remember(keyOf(f), p, now)
 	t.current = d
 	switch d.place(p) {
 	case repeated:
@@ -129,15 +130,15 @@ func (t *Tracker) Judge(f *packet.Frame, now time.Duration) (Action, packet.Verd
 	return Drop, d.verdict
 }
 
-// remember returns the entry of a datagram, a new one if there is none or it is too old.
-func (t *Tracker) remember(k key, now time.Duration) *datagram {
+// remember returns the entry of the piece's datagram, a new one if there is none or it is over.
+func (t *Tracker) remember(k key, p piece, now time.Duration) *datagram {
 	d := t.table.find(k)
 	if d == nil {
 		d = t.table.oldest()
 		t.hold.doom(d, packet.DropFragmentMemory)
 		t.table.rename(d, k)
 		d.reset(now)
-	} else if now >= d.expires {
+	} else if now >= d.expires || p.offset == 0 && d.whole() {
 		t.hold.doom(d, packet.DropFragmentOrphan)
 		d.reset(now)
 	}
