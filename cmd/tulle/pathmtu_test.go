@@ -80,19 +80,22 @@ func eventually(t *testing.T, what string, ok func() bool) time.Duration {
 }
 
 // TestPathMTU lowers the underlay's MTU under running TCP, in three ways: the router tells, the router is silent, the node's own link.
-// Both nodes learn it, TCP goes on, oversize packets with DF get an answer, and it is learned back when the path widens.
+// The node learns it, TCP goes on, oversize packets with DF get an answer, and it is learned back when the path widens.
 func TestPathMTU(t *testing.T) {
+	kernel := map[int]bool{2: true}
 	for _, c := range []struct {
 		name     string
 		underlay int
+		kernel   map[int]bool
 		narrow   func(l *lab.Lab, mtu int) error
 	}{
-		{"router tells", 1400, func(l *lab.Lab, mtu int) error { return l.SetPathMTU(mtu, true) }},
-		{"router is silent", 1400, func(l *lab.Lab, mtu int) error { return l.SetPathMTU(mtu, false) }},
-		{"own link", 1400, func(l *lab.Lab, mtu int) error { return l.SetNodeMTU(1, mtu) }},
+		{"router tells", 1400, nil, func(l *lab.Lab, mtu int) error { return l.SetPathMTU(mtu, true) }},
+		{"router is silent", 1400, nil, func(l *lab.Lab, mtu int) error { return l.SetPathMTU(mtu, false) }},
+		{"own link", 1400, nil, func(l *lab.Lab, mtu int) error { return l.SetNodeMTU(1, mtu) }},
+		{"router is silent, to a kernel VXLAN node", 1400, kernel, func(l *lab.Lab, mtu int) error { return l.SetPathMTU(mtu, false) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1, Routed: true, Family: lab.FamilyDual})
+			l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1, Routed: true, Family: lab.FamilyDual, Kernel: c.kernel})
 			one, two := l.Nodes()[0], l.Nodes()[1]
 			want := map[netip.Addr]int{two.PublicIP: c.underlay - 50, two.PublicIPv6: c.underlay - 70}
 			wide := map[netip.Addr]int{two.PublicIP: 1430, two.PublicIPv6: 1430}
