@@ -220,6 +220,9 @@ func TestCaptureWire(t *testing.T) {
 		{"vxlan", lab.Config{Nodes: 2, Pods: 1}, 8472, "udp.port==8472,vxlan", "ip", "vxlan.vni"},
 		{"ipv6", lab.Config{Nodes: 2, Pods: 1, Family: lab.FamilyV6}, 8472, "udp.port==8472,vxlan", "ipv6", "vxlan.vni"},
 		{"udp", lab.Config{Nodes: 2, Pods: 1, Backend: lab.BackendUDP}, 8285, "udp.port==8285,ip", "ip", "udp.port"},
+		{"packet", lab.Config{Nodes: 2, Pods: 1, NodeArgs: []string{"--underlay", underlayPacket}}, 8472, "udp.port==8472,vxlan", "ip", "vxlan.vni"},
+		{"tun", lab.Config{Nodes: 2, Pods: 1, Device: lab.DeviceTUN}, 8472, "udp.port==8472,vxlan", "ip", "vxlan.vni"},
+		{"water", lab.Config{Nodes: 2, Pods: 1, Device: lab.DeviceWater}, 8472, "udp.port==8472,vxlan", "ip", "vxlan.vni"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := labUnderTest(t, c.config)
@@ -228,7 +231,7 @@ func TestCaptureWire(t *testing.T) {
 			p.Addr = l.Nodes()[1].Pods[0].Addrs()[0]
 			own := newWireTap(t, n, status(t, l, 1).Underlay.Link)
 			file := filepath.Join(t.TempDir(), "wire.pcapng")
-			cap := startCapture(t, n, "-w", file, "--max-size", "0")
+			cap := startCapture(t, n, "-s", "0", "-w", file, "--max-size", "0")
 			pingAll(t, []lab.Pair{p}, smallPing)
 			pingAll(t, []lab.Pair{p}, bench.Ping{Count: 2, Size: 9000, Timeout: 2 * time.Second})
 			transfer(t, p, 1<<20)
@@ -317,7 +320,7 @@ func TestCaptureKilled(t *testing.T) {
 	n, p := l.Nodes()[0], between(l, 1, 2)
 	for range 3 {
 		file := filepath.Join(t.TempDir(), "killed.pcapng")
-		cap := startCapture(t, n, "--stage", "tap,encap,decap,drop,wire", "-w", file, "--max-size", "0")
+		cap := startCapture(t, n, "-s", "0", "--stage", "tap,encap,decap,drop,wire", "-w", file, "--max-size", "0")
 		done := make(chan struct{})
 		go func() { defer close(done); transfer(t, p, 20<<20) }()
 		time.Sleep(50 * time.Millisecond)
@@ -342,7 +345,7 @@ func TestCaptureFullDisk(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Unmount(disk, 0) })
 	file := filepath.Join(disk, "full.pcapng")
-	cap := startCapture(t, n, "--stage", "tap,wire", "-w", file)
+	cap := startCapture(t, n, "-s", "0", "--stage", "tap,wire", "-w", file)
 	transfer(t, p, 5<<20)
 	said := cap.wait(exitFailed)
 	packets, _ := readPcapNG(t, file)
@@ -377,22 +380,39 @@ func TestCaptureLimits(t *testing.T) {
 		t.Errorf("-c 7 -s 60: %d packets, the first of %d bytes", len(packets), len(packets[0].data))
 	}
 
+	cap = start()
+	transfer(t, p, 2<<20)
+	said := cap.stop()
+	packets, _ = readPcapNG(t, file)
+	cut := 0
+	for _, p := range packets {
+		if len(p.data) != min(p.length, defaultSnapLen) {
+			t.Fatalf("%d bytes of %d without -s", len(p.data), p.length)
+		}
+		if len(p.data) < p.length {
+			cut++
+		}
+	}
+	if want := fmt.Sprintf("%d of them cut to their first 2048 bytes (-s 0 keeps all)", cut); cut == 0 || !strings.Contains(said, want) {
+		t.Errorf("said %q, want %q", said, want)
+	}
+
 	begun := time.Now()
 	start("--duration", "300ms").wait(0)
 	if took := time.Since(begun); took < 300*time.Millisecond {
 		t.Errorf("--duration 300ms took %v", took)
 	}
 
-	cap = start("--max-size", "200kB")
+	cap = start("--max-size", "200kB", "-s", "0")
 	transfer(t, p, 2<<20)
 	cap.wait(0)
 	if n := size(file); n > 200e3 || n < 100e3 {
 		t.Errorf("--max-size 200kB: %d bytes", n)
 	}
 
-	cap = start("--rotate-size", "200kB", "--rotate-files", "3")
+	cap = start("--rotate-size", "200kB", "--rotate-files", "3", "-s", "0")
 	transfer(t, p, 5<<20)
-	said := cap.stop()
+	said = cap.stop()
 	files, err := filepath.Glob(filepath.Join(dir, "a-*.pcapng"))
 	if err != nil || len(files) != 3 {
 		t.Fatalf("files %v, want 3: %s", files, said)
@@ -561,21 +581,58 @@ func TestCaptureOutlivesTAP(t *testing.T) {
 	if err := l.StartNode(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
+	cap.pinged(2) // before and after
+}
+
+// pinged demands lines of that many pings to n2, and their answers, at each stage.
+func (c *capturing) pinged(times int) {
+	c.t.Helper()
 	stages := map[string]int{}
-	for line := range strings.Lines(cap.stdout.String()) {
-		var c captureLine
-		if err := json.Unmarshal([]byte(line), &c); err != nil {
-			t.Fatal(err)
+	for line := range strings.Lines(c.stdout.String()) {
+		var l captureLine
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			c.t.Fatal(err)
 		}
-		stages[c.Stage+" "+c.Direction+" "+c.Verdict]++
-		if c.Stage != "drop" && (c.Flow == nil || c.Flow.Proto != "icmp" || c.Peer != "n2") {
-			t.Errorf("line %s", line)
+		stages[l.Stage+" "+l.Direction+" "+l.Verdict]++
+		if l.Stage != "drop" && (l.Flow == nil || l.Flow.Proto != "icmp" || l.Peer != "n2") {
+			c.t.Errorf("line %s", line)
 		}
 	}
 	for _, want := range []string{"tap in encapsulated", "encap out encapsulated", "decap in delivered", "tap out delivered"} {
-		if stages[want] < 2 { // before and after
-			t.Errorf("%s: %d lines of %v", want, stages[want], stages)
+		if stages[want] < times {
+			c.t.Errorf("%s: %d lines of %v", want, stages[want], stages)
 		}
+	}
+}
+
+// TestCaptureDevices demands the engine's stages over raw sockets and over the devices of libraries too.
+func TestCaptureDevices(t *testing.T) {
+	for name, config := range map[string]lab.Config{
+		"packet": {NodeArgs: []string{"--underlay", underlayPacket}}, "tun": {Device: lab.DeviceTUN}, "water": {Device: lab.DeviceWater},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config.Nodes, config.Pods = 2, 1
+			l := labUnderTest(t, config)
+			n, p := l.Nodes()[0], between(l, 1, 2)
+			inner := "icmp and host " + p.Addr.String()
+			file := filepath.Join(t.TempDir(), "stages.pcapng")
+			shown := startCapture(t, n, "--stage", "tap,encap,decap,drop", "--inner", inner, "-o", "json")
+			filed := startCapture(t, n, "--stage", "tap,encap,decap,wire", "--inner", inner, "-w", file)
+			pingAll(t, []lab.Pair{p}, bench.Ping{Count: 3, Timeout: time.Second})
+			shown.stop()
+			filed.stop()
+			shown.pinged(3)
+			ends := map[string]int{}
+			for _, r := range tshark(t, file, "-d", "udp.port==8472,vxlan", "-e", "frame.interface_name", "-e", "ip.dst", "-e", "icmp.type") {
+				ends[strings.Join(r, " ")]++
+			}
+			in, outer := p.Addr.String(), l.Nodes()[1].PublicIP.String()+","+p.Addr.String()
+			for _, want := range []string{"tap " + in + " 8", "encap " + outer + " 8", "eth0 " + outer + " 8", "decap " + n.Pods[0].Addr.String() + " 0"} {
+				if ends[want] != 3 {
+					t.Errorf("%d packets %q of %v", ends[want], want, ends)
+				}
+			}
+		})
 	}
 }
 

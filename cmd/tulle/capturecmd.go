@@ -51,6 +51,9 @@ Filters are a part of pcap-filter(7): --filter looks at the first headers of wha
   ` + "%s" + `
 Other than in libpcap, IPv6 extension headers and VLAN tags are looked behind.
 
+Of each packet the first %d bytes are kept: all of one of an MTU's size; of larger ones, which are cut into segments only behind
+the link, -s 0 keeps all.
+
 A capture never slows the packet path down to be complete: what finds no room is counted as missed, on standard error at
 the end, and in the file's interface statistics.`
 
@@ -60,11 +63,15 @@ const captureExamples = `  tulle capture                                        
   tulle capture -w - | wireshark -k -i -                 (Wireshark needs "decode as": udp.port 8472 is vxlan)
   tulle capture -s 128 -w long.pcapng --rotate-size 100MB --rotate-files 10`
 
+// defaultSnapLen keeps whole what has an MTU's size, and of super-packets the headers and the beginning: copying those too costs a
+// stream at full rate more than a tenth (BenchmarkCapture).
+const defaultSnapLen = 2048
+
 func newCaptureCommand() *cobra.Command {
 	o := captureOptions{maxSize: 100e6}
 	cmd := &cobra.Command{
 		Use: "capture", Short: "Capture packets at any stage of their way", Example: captureExamples, Args: noArgs,
-		Long: fmt.Sprintf(captureHelp, strings.ReplaceAll(capture.Supported, "; ", "\n  ")),
+		Long: fmt.Sprintf(captureHelp, strings.ReplaceAll(capture.Supported, "; ", "\n  "), defaultSnapLen),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.sizeGiven = cmd.Flags().Changed("max-size")
 			if err := o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr()); err != nil {
@@ -80,7 +87,7 @@ func newCaptureCommand() *cobra.Command {
 	f.StringVar(&o.inner, "inner", "", "only packets whose headers inside the tunnel match, pcap syntax")
 	f.StringVarP(&o.write, "write", "w", "", "write a pcapng file; - for standard output")
 	f.Uint64VarP(&o.count, "count", "c", 0, "end after this many packets; 0 for no limit")
-	f.IntVarP(&o.snapLen, "snaplen", "s", 0, "bytes kept of each packet; 0 for all")
+	f.IntVarP(&o.snapLen, "snaplen", "s", defaultSnapLen, "bytes kept of each packet; 0 for all")
 	f.DurationVar(&o.duration, "duration", 0, "end after this time, such as 30s; 0 for no limit")
 	f.Var(&o.maxSize, "max-size", "end when the files hold this many bytes, such as 100MB; 0 for no limit; no limit with --rotate-files")
 	f.Var(&o.rotateSize, "rotate-size", "begin another file, FILE with a number, before one gets larger than this; 0 for never")
@@ -182,6 +189,7 @@ type captureRun struct {
 	conn    *net.UnixConn
 	hello   *captureHello
 	packets uint64
+	cut     uint64               // of them were longer than the snap length
 	stats   []capture.Statistics // the last of each interface
 	reason  string
 }
@@ -223,6 +231,9 @@ func (r *captureRun) packet(p *capture.Record, sink captureSink) error {
 	if err := sink.packet(p); err != nil {
 		return err
 	}
+	if p.Length > len(p.Data) {
+		r.cut++
+	}
 	if r.packets++; r.packets == r.options.count {
 		return errEnough
 	}
@@ -244,6 +255,9 @@ func (r *captureRun) counters(s *capture.Statistics, sink captureSink) error {
 // sum says at the end what was captured and what was missed.
 func (r *captureRun) sum(out io.Writer) {
 	fmt.Fprintf(out, "%d packets captured\n", r.packets)
+	if r.cut > 0 {
+		fmt.Fprintf(out, "%d of them cut to their first %d bytes (-s 0 keeps all)\n", r.cut, r.options.snapLen)
+	}
 	for i, s := range r.stats {
 		fmt.Fprintf(out, "%s: %d received by the filter, %d missed for lack of room\n", r.hello.Interfaces[i].Name, s.Received, s.Missed)
 	}
