@@ -1,7 +1,9 @@
 package main
 
 import (
-	"fmt"
+	"cmp"
+	"net/netip"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -19,58 +21,76 @@ func (d describer) verdict(r *capture.Record) string {
 	return ""
 }
 
-// headers reads the outermost and the inner headers of a record; outer is nil when it begins with the inner ones, and inner is
-// when there are none.
-func (d describer) headers(r *capture.Record) (outer, inner *capture.Headers) {
+// headers reads the outermost and the inner headers of a record. The outer ones are zero when it begins with the inner ones, and the
+// inner ones when there are none.
+func (d describer) headers(r *capture.Record) (outer, inner capture.Headers) {
 	i := d.Interfaces[r.Interface]
-	h := capture.Dissect(r.Data, i.Link, r.Length)
+	first := capture.Dissect(r.Data, i.Link, r.Length)
 	if i.Stage != capture.Wire && r.Flags&capture.FlagSynthesized == 0 {
-		return nil, &h
+		return outer, first
 	}
-	data, link := d.Tunnel.Inner(r.Data, &h)
+	data, link := d.Tunnel.Inner(r.Data, &first)
 	if data == nil {
-		return &h, nil
+		return first, inner
 	}
-	in := capture.Dissect(data, link, len(data))
-	return &h, &in
+	return first, capture.Dissect(data, link, len(data))
 }
 
-// flow names the flow that a packet is of, "" when it is no IP.
-func flowText(h *capture.Headers) string {
-	switch {
-	case h == nil || !h.IP:
-		return ""
-	case h.HasPorts:
-		return fmt.Sprintf("%s %s > %s", protoName(h.Proto), endpoint(h.Src.String(), h.SrcPort), endpoint(h.Dst.String(), h.DstPort))
+// appendFlow names the flow that an IP packet is of.
+func appendFlow(b []byte, h *capture.Headers) []byte {
+	end := func(a netip.Addr, port uint16) {
+		if !h.HasPorts {
+			b = a.AppendTo(b)
+			return
+		}
+		b = netip.AddrPortFrom(a, port).AppendTo(b)
 	}
-	return fmt.Sprintf("%s %s > %s", protoName(h.Proto), h.Src, h.Dst)
+	b = append(append(b, protoName(h.Proto)...), ' ')
+	end(h.Src, h.SrcPort)
+	b = append(b, " > "...)
+	end(h.Dst, h.DstPort)
+	return b
 }
 
-// comment says what is known of a packet beside its bytes.
-func (d describer) comment(r *capture.Record) string {
+// appendComment says what is known of a packet beside its bytes. It is called for each packet, beside a packet path that wants the same
+// CPUs: it allocates nothing.
+func (d describer) appendComment(b []byte, r *capture.Record) []byte {
 	i := d.Interfaces[r.Interface]
-	parts := []string{"stage " + i.Stage.String()}
-	add := func(ok bool, format string, args ...any) {
-		if ok {
-			parts = append(parts, fmt.Sprintf(format, args...))
+	b = append(append(b, "stage "...), i.Stage.String()...)
+	if i.Stage != capture.Wire {
+		b = append(append(b, ", verdict "...), cmp.Or(d.verdict(r), "open")...)
+		b = append(append(b, ", peer "...), cmp.Or(printable(r.Peer), "none")...)
+	}
+	if _, inner := d.headers(r); inner.IP {
+		b = appendFlow(append(b, ", flow "...), &inner)
+	}
+	if r.FlowID != 0 {
+		b = strconv.AppendUint(append(b, ", id "...), r.FlowID, 16)
+		b = append(b, map[bool]string{true: " (known)", false: " (new)"}[r.Flags&capture.FlagKnown != 0]...)
+	}
+	if r.Serial != 0 {
+		b = strconv.AppendInt(append(b, ", worker "...), int64(r.Worker), 10)
+		b = strconv.AppendUint(append(b, ", packet "...), r.Serial, 10)
+	}
+	if r.Segments > 1 {
+		b = strconv.AppendInt(append(b, ", super-packet of "...), int64(r.Segments), 10)
+		b = strconv.AppendInt(append(b, " segments × "...), int64(r.Size), 10)
+		b = append(b, " bytes"...)
+	}
+	for _, f := range flagTexts {
+		if r.Flags&f.flag != 0 {
+			b = append(append(b, ", "...), f.text...)
 		}
 	}
-	if i.Stage != capture.Wire {
-		verdict := d.verdict(r)
-		add(true, "verdict %s", map[bool]string{true: "open", false: verdict}[verdict == ""])
-		add(true, "peer %s", map[bool]string{true: "none", false: printable(r.Peer)}[r.Peer == ""])
-	}
-	_, inner := d.headers(r)
-	flow := flowText(inner)
-	add(flow != "", "flow %s", flow)
-	add(r.FlowID != 0, "id %x (%s)", r.FlowID, map[bool]string{true: "known", false: "new"}[r.Flags&capture.FlagKnown != 0])
-	add(r.Serial != 0, "worker %d, packet %d", r.Worker, r.Serial)
-	add(r.Segments > 1, "super-packet of %d segments × %d bytes", r.Segments, r.Size)
-	add(r.Flags&capture.FlagPartial != 0, "checksum left to the device")
-	add(r.Flags&capture.FlagMade != 0, "made by the engine")
-	add(r.Flags&capture.FlagSynthesized != 0, "synthesized outer IP and UDP headers")
-	add(r.Flags&capture.FlagVLAN != 0, "VLAN tag put back in by the capture")
-	return strings.Join(parts, ", ")
+	return b
+}
+
+var flagTexts = []struct {
+	flag capture.Flags
+	text string
+}{
+	{capture.FlagPartial, "checksum left to the device"}, {capture.FlagMade, "made by the engine"},
+	{capture.FlagSynthesized, "synthesized outer IP and UDP headers"}, {capture.FlagVLAN, "VLAN tag put back in by the capture"},
 }
 
 // printable keeps other nodes' names from writing to a terminal what is no name.
@@ -91,9 +111,4 @@ func direction(r *capture.Record) capture.Direction {
 		return capture.Outbound
 	}
 	return capture.NoDirection
-}
-
-// block is a record as the file has it.
-func (d describer) block(r *capture.Record) *capture.Block {
-	return &capture.Block{Interface: r.Interface, Time: r.Time, Data: r.Data, Length: r.Length, Direction: direction(r), Comment: d.comment(r)}
 }

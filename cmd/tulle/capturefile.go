@@ -31,6 +31,7 @@ type captureFile struct {
 
 	buf     []byte
 	blocks  []pendingBlock // those in buf
+	comment []byte         // scratch
 	header  int64          // bytes of this file before the first packet
 	size    int64          // bytes of this file, those in buf included
 	past    int64          // bytes of earlier files
@@ -122,7 +123,7 @@ func (f *captureFile) room(limit byteSize) int64 {
 
 func (f *captureFile) packet(r *capture.Record) error {
 	before := len(f.buf)
-	f.buf = capture.AppendPacket(f.buf, f.block(r))
+	f.buf = f.appendPacket(r)
 	length := int64(len(f.buf) - before)
 	if f.reached(length) {
 		f.buf = f.buf[:before]
@@ -133,9 +134,17 @@ func (f *captureFile) packet(r *capture.Record) error {
 		if err := f.rotate(); err != nil {
 			return err
 		}
-		f.buf = capture.AppendPacket(f.buf, f.block(r))
+		f.buf = f.appendPacket(r)
 	}
 	return f.appended(length, true)
+}
+
+// appendPacket returns the buffer with a record's block behind it.
+func (f *captureFile) appendPacket(r *capture.Record) []byte {
+	f.comment = f.appendComment(f.comment[:0], r)
+	return capture.AppendPacket(f.buf, &capture.Block{
+		Interface: r.Interface, Time: r.Time, Data: r.Data, Length: r.Length, Direction: direction(r), Comment: f.comment,
+	})
 }
 
 // reached says whether another block makes the files larger than they may get.

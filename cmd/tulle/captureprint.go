@@ -44,7 +44,7 @@ func (p *capturePrinter) packet(r *capture.Record) error {
 	i := p.Interfaces[r.Interface]
 	way := map[capture.Direction]string{capture.Inbound: "in", capture.Outbound: "out"}[direction(r)]
 	fmt.Fprintf(p.out, "%s %-5s %-3s %s, %d bytes", r.Time.Format("15:04:05.000000"), i.Stage, way, summary(all), r.Length)
-	_, rest, _ := strings.Cut(p.comment(r), ", ")
+	_, rest, _ := strings.Cut(string(p.appendComment(nil, r)), ", ")
 	if _, err := fmt.Fprintf(p.out, " {%s}\n", rest); err != nil || !p.verbose {
 		return err
 	}
@@ -238,7 +238,7 @@ type captureLayer struct {
 }
 
 func tupleOf(h *capture.Headers) *captureTuple {
-	if h == nil || !h.IP {
+	if !h.IP {
 		return nil
 	}
 	return &captureTuple{protoName(h.Proto), h.Src.String(), h.SrcPort, h.Dst.String(), h.DstPort}
@@ -250,7 +250,7 @@ func (p *capturePrinter) writeJSON(r *capture.Record, all []gopacket.Layer) erro
 	line := captureLine{
 		SchemaVersion: schemaVersion, Time: r.Time, Stage: i.Stage.String(), Interface: i.Name, Verdict: p.verdict(r), Peer: r.Peer,
 		Direction: map[capture.Direction]string{capture.Inbound: "in", capture.Outbound: "out"}[direction(r)],
-		FlowKnown: r.Flags&capture.FlagKnown != 0, Flow: tupleOf(inner), Outer: tupleOf(outer), Worker: r.Worker, Packet: r.Serial,
+		FlowKnown: r.Flags&capture.FlagKnown != 0, Flow: tupleOf(&inner), Outer: tupleOf(&outer), Worker: r.Worker, Packet: r.Serial,
 		Length: r.Length, Captured: len(r.Data), Segments: r.Segments, SegmentSize: r.Size,
 		Made: r.Flags&capture.FlagMade != 0, Synthesized: r.Flags&capture.FlagSynthesized != 0, Summary: summary(all),
 	}

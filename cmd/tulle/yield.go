@@ -17,8 +17,10 @@ func yieldThread() {
 	unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), captureNice) // refused: then it has the same claim
 }
 
-// yieldProcess does so for all threads of the process, and those that they make.
+// yieldProcess does so for all threads of the process, and those that they make. One of them at a time runs: others that look for work
+// would only take it from the packet path.
 func yieldProcess() {
+	runtime.GOMAXPROCS(1)
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		return

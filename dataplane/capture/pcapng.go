@@ -50,7 +50,7 @@ type Block struct {
 	Data      []byte
 	Length    int // of the whole packet; at least len(Data)
 	Direction Direction
-	Comment   string
+	Comment   []byte
 }
 
 // Statistics count an interface from the start of the capture on.
@@ -98,9 +98,13 @@ func AppendPacket(b []byte, p *Block) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(p.Data)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(p.Length))
 	b = pad(append(b, p.Data...), len(p.Data))
-	b = appendText(b, optComment, p.Comment)
+	if len(p.Comment) > 0 {
+		b = appendOption(b, optComment, clip(p.Comment))
+	}
 	if p.Direction != NoDirection {
-		b = appendOption(b, optFlags, binary.LittleEndian.AppendUint32(nil, uint32(p.Direction)))
+		var flags [4]byte
+		binary.LittleEndian.PutUint32(flags[:], uint32(p.Direction))
+		b = appendOption(b, optFlags, flags[:])
 	}
 	return endBlock(endOptions(b), start)
 }
@@ -142,7 +146,7 @@ func appendText(b []byte, code uint16, text string) []byte {
 }
 
 // clip keeps an option's value within its 16 bits of length.
-func clip(text string) string { return text[:min(len(text), math.MaxUint16-8)] }
+func clip[T string | []byte](text T) T { return text[:min(len(text), math.MaxUint16-8)] }
 
 func appendOption(b []byte, code uint16, value []byte) []byte {
 	b = binary.LittleEndian.AppendUint16(b, code)
@@ -153,4 +157,4 @@ func appendOption(b []byte, code uint16, value []byte) []byte {
 func endOptions(b []byte) []byte { return binary.LittleEndian.AppendUint32(b, optEnd) }
 
 // pad fills up to a multiple of 4 bytes.
-func pad(b []byte, n int) []byte { return append(b, make([]byte, (4-n%4)%4)...) }
+func pad(b []byte, n int) []byte { return append(b, "\x00\x00\x00"[:(4-n%4)%4]...) }

@@ -58,7 +58,7 @@ var anyBlock = rapid.Custom(func(t *rapid.T) Block {
 	b := Block{
 		Interface: rapid.IntRange(0, 1).Draw(t, "interface"), Time: time.Unix(0, rapid.Int64Range(0, 1<<62).Draw(t, "time")).UTC(),
 		Data: rapid.SliceOfN(rapid.Byte(), 1, 70).Draw(t, "data"), Direction: Direction(rapid.IntRange(0, 2).Draw(t, "direction")),
-		Comment: rapid.StringN(0, 40, 120).Draw(t, "comment"),
+		Comment: []byte(rapid.StringN(0, 40, 120).Draw(t, "comment")),
 	}
 	b.Length = len(b.Data) + rapid.IntRange(0, 100).Draw(t, "cut")
 	return b
@@ -101,7 +101,7 @@ func TestFileRoundTrip(t *testing.T) {
 func TestFileCut(t *testing.T) {
 	var blocks []Block
 	for i := range 5 {
-		blocks = append(blocks, Block{Interface: i % 2, Time: time.Unix(int64(i), 7).UTC(), Data: bytes.Repeat([]byte{byte(i)}, 20+i), Length: 100, Comment: "packet"})
+		blocks = append(blocks, Block{Interface: i % 2, Time: time.Unix(int64(i), 7).UTC(), Data: bytes.Repeat([]byte{byte(i)}, 20+i), Length: 100, Comment: []byte("packet")})
 	}
 	w := writeFile(blocks)
 	for cut := w.ends[0]; cut <= len(w.bytes); cut++ {
@@ -126,7 +126,7 @@ func FuzzFile(f *testing.F) {
 		if len(data) == 0 || len(data) > MaxSnapLen || ns < 0 || ns > 1<<62 {
 			return
 		}
-		b := Block{Time: time.Unix(0, ns).UTC(), Data: data, Length: len(data) + int(more>>4), Comment: comment}
+		b := Block{Time: time.Unix(0, ns).UTC(), Data: data, Length: len(data) + int(more>>4), Comment: []byte(comment)}
 		got, _, _ := readFile(writeFile([]Block{b, b}).bytes)
 		for i := range got {
 			got[i].Time = got[i].Time.UTC()

@@ -45,14 +45,14 @@ func (p *pump) follow(ctx context.Context) error {
 	idle := time.NewTimer(idleWait)
 	defer idle.Stop()
 	for {
-		moved, err := p.move()
+		_, more, err := p.move()
 		if err == nil {
 			err = p.report(false)
 		}
 		if err != nil {
 			return err
 		}
-		if moved && ctx.Err() == nil {
+		if more && ctx.Err() == nil {
 			continue
 		}
 		idle.Reset(idleWait)
@@ -65,17 +65,18 @@ func (p *pump) follow(ctx context.Context) error {
 	}
 }
 
-// move writes what is there, once around.
-func (p *pump) move() (moved bool, err error) {
+// move writes what is there, once around. There is more at once iff a ring gave as much as is taken at a time: what trickles in
+// is left to gather, since each look at it and each write takes time from the packet path.
+func (p *pump) move() (moved, more bool, err error) {
 	for i := range p.session.producers {
 		r := &p.session.producers[i].ring
 		chunk := r.readable(writeChunk)
 		if len(chunk) == 0 {
 			continue
 		}
-		moved = true
+		moved, more = true, more || len(chunk) > writeChunk/2
 		if _, err := p.to.Write(chunk); err != nil {
-			return moved, err
+			return moved, more, err
 		}
 		r.consume(len(chunk))
 	}
@@ -83,10 +84,10 @@ func (p *pump) move() (moved bool, err error) {
 		if records := net.Buffers(w.read()); records != nil {
 			_, err := records.WriteTo(p.to)
 			w.release()
-			return true, err
+			return true, true, err
 		}
 	}
-	return moved, nil
+	return moved, more, nil
 }
 
 // report writes the counters when it is time, and those of which more was missed.
@@ -122,7 +123,7 @@ func (p *pump) finish(why error) error {
 		time.Sleep(4 * blockTimeout * time.Millisecond)
 	}
 	for until := time.Now().Add(time.Second); time.Now().Before(until); {
-		moved, err := p.move()
+		moved, _, err := p.move()
 		if err != nil {
 			return err
 		}
