@@ -43,9 +43,25 @@ type area struct {
 	key   *hashKey
 	stats *counters
 	limit int64
-	_     [64]byte // count changes with every insert, what is above never
+	used  []atomic.Int32 // entries in each block of slots, at least
+	_     [64]byte       // count changes with every insert, what is above never
 	count atomic.Int64
 	_     [64]byte
+}
+
+// blockSlots is how many slots have a common count of entries: a page of them or two. Whoever looks through the table passes blocks without
+// entries by, and so leaves memory that was never written unmapped.
+const blockSlots = 64
+
+// occupied counts an entry that is about to be put into a slot (1), or was taken out of it (-1).
+func (a *area) occupied(s uint64, change int32) { a.used[s/blockSlots].Add(change) }
+
+// emptyUntil returns s, or the end of its block if that has no entries.
+func (a *area) emptyUntil(s uint64) uint64 {
+	if a.used[s/blockSlots].Load() > 0 {
+		return s
+	}
+	return min((s/blockSlots+1)*blockSlots, a.slots)
 }
 
 // flows returns how many flows there are. Inserts on their way to finding the area full are not among them.
@@ -80,6 +96,7 @@ func (t *Table) create(c Config) error {
 func (a *area) init(t *Table, base unsafe.Pointer, slots, size uint64, flows int) {
 	a.base, a.slots, a.size, a.limit = base, slots, size, int64(flows)
 	a.key, a.stats = &t.key, &t.counters
+	a.used = make([]atomic.Int32, (slots+blockSlots-1)/blockSlots)
 }
 
 // mapMemfd returns a memfd of a size that nobody can change, and its memory.

@@ -117,6 +117,7 @@ func (a *area) fill(home uint64, i int, h *uint64, d *draft, hit *Hit) bool {
 		if stateOf(*h) != free {
 			return false
 		}
+		a.occupied(s, 1)
 		a.write(s, d, hit)
 		*h = bump(*h) | d.entry.ctrl | 1<<(homeBits+i)
 		return true
@@ -132,6 +133,7 @@ func (a *area) fill(home uint64, i int, h *uint64, d *draft, hit *Hit) bool {
 		a.release(s, ctrl)
 		return false
 	}
+	a.occupied(s, 1)
 	a.write(s, d, hit)
 	a.release(s, bump(ctrl)|d.entry.ctrl)
 	*h = bump(*h) | 1<<(homeBits+i)

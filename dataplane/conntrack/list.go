@@ -10,10 +10,15 @@ import (
 func (t *Table) Flows(now time.Duration) iter.Seq[Flow] {
 	return func(yield func(Flow) bool) {
 		for _, a := range []*area{&t.v4, &t.v6} {
-			for s := range a.slots {
+			for s := uint64(0); s < a.slots; {
+				if next := a.emptyUntil(s); next > s {
+					s = next
+					continue
+				}
 				if flow, _, ok := a.flow(s, seconds(now)); ok && !yield(flow) {
 					return
 				}
+				s++
 			}
 		}
 	}

@@ -51,10 +51,14 @@ func (t *Table) Sweep(now time.Duration, maxSlots int) int {
 	n := min(uint64(max(maxSlots, 0)), total)
 	from := t.cursor.Add(n) - n
 	freed := 0
-	for i := range n {
+	for i := uint64(0); i < n; i++ {
 		a, s := &t.v4, (from+i)%total
 		if s >= t.v4.slots {
 			a, s = &t.v6, s-t.v4.slots
+		}
+		if next := a.emptyUntil(s); next > s {
+			i += next - s - 1
+			continue
 		}
 		if e, ok := a.peek(s); ok && e.expired(seconds(now)) && a.remove(s, e.generation(), timedOut, seconds(now)) {
 			freed++
@@ -120,6 +124,9 @@ func (a *area) removeFrom(home, s uint64, generation uint32, why reason, now uin
 		h &^= entryMask
 	}
 	a.release(home, h)
+	if removed {
+		a.occupied(s, -1)
+	}
 	return removed, listed
 }
 
