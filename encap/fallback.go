@@ -2,7 +2,6 @@ package encap
 
 import (
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,16 +18,11 @@ func refusesSegments(errno syscall.Errno) bool {
 // fit: the path may have another MTU for the next peer.
 func (u *Underlay) sendSingly(s *sender, i int, errno syscall.Errno) {
 	u.fallbacks.Add(1)
-	m := &s.meta[i]
-	h := &s.msgs[i].hdr
-	iovecs := unsafe.Slice(h.Iov, h.Iovlen)
-	s.setControl(i, 1, 0)
-	for ; len(iovecs) >= 2; iovecs = iovecs[2:] { // header and payload
-		h.Iov = &iovecs[0]
-		h.SetIovlen(2)
-		s.sendPart(i, int(iovecs[0].Len+iovecs[1].Len))
-	}
-	if errno != unix.EMSGSIZE && m.frame.Refused == 0 {
+	s.setControl(i, 1)
+	all := s.queue.sendSingly(i, 0, func([]unix.Iovec, int) {})
+	if errno == unix.EMSGSIZE {
+		u.tooLarge = min(u.tooLarge, s.meta[i].size)
+	} else if all {
 		s.gso = false
 		u.gso.Store(false)
 	}

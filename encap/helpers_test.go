@@ -10,6 +10,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
 
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
@@ -223,7 +224,7 @@ type port interface {
 }
 
 // receive reads until want frames are there, or fails after a second without one.
-func receive(t testing.TB, u port, b *packet.Batch, want int) (all []datagram) {
+func receive(t rapid.TB, u port, b *packet.Batch, want int) (all []datagram) {
 	t.Helper()
 	for len(all) < want {
 		wait(t, u.FD(), len(all), want)
@@ -246,7 +247,7 @@ func receive(t testing.TB, u port, b *packet.Batch, want int) (all []datagram) {
 	return all
 }
 
-func wait(t testing.TB, fd, have, want int) {
+func wait(t rapid.TB, fd, have, want int) {
 	t.Helper()
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	deadline := time.Now().Add(time.Second)
@@ -259,7 +260,7 @@ func wait(t testing.TB, fd, have, want int) {
 }
 
 // checkSent holds the result fields of written frames against what should have left.
-func checkSent(t testing.TB, b *packet.Batch) {
+func checkSent(t rapid.TB, b *packet.Batch) {
 	t.Helper()
 	for i, f := range b.Frames {
 		datagrams, size := wire(f), 0
@@ -273,7 +274,7 @@ func checkSent(t testing.TB, b *packet.Batch) {
 }
 
 // checkArrived compares received frames with what should have left, in order.
-func checkArrived(t testing.TB, got []datagram, want [][]byte) {
+func checkArrived(t rapid.TB, got []datagram, want [][]byte) {
 	t.Helper()
 	if len(got) != len(want) {
 		t.Fatalf("%d datagrams arrived, want %d", len(got), len(want))

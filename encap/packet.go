@@ -39,11 +39,11 @@ type PacketUnderlay struct {
 	refused [packet.NumVerdicts]atomic.Uint64
 
 	hops      map[netip.Addr]NextHop // of this batch
-	out       sendArena
-	ids       *atomic.Uint32 // of outer IP packets, of the whole group
-	datagram  []byte         // that is being cut into fragments
-	piece     packet.Frame   // whose fragments are being sent
-	gsoType   uint8          // of virtio_net_hdr, for super-packets
+	ids       *atomic.Uint32         // of outer IP packets, of the whole group
+	datagram  []byte                 // that is being cut into fragments
+	header    [packet.MaxHeaders]byte
+	piece     packet.Frame // whose fragments are being sent
+	gsoType   uint8        // of virtio_net_hdr, for super-packets
 	gso       atomic.Bool
 	fallbacks atomic.Uint64
 }
@@ -89,12 +89,11 @@ func OpenPacket(c PacketConfig) ([]*PacketUnderlay, error) {
 
 func newPacketUnderlay(c *PacketConfig, ids *atomic.Uint32, gro bool) *PacketUnderlay {
 	u := &PacketUnderlay{
-		queue: queue{fd: -1}, gro: gro, family: familyOf(c.Local.Addr()), local: c.Local, framing: c.Framing, fixed: c.FixedSource,
+		queue: newQueue(-1), gro: gro, family: familyOf(c.Local.Addr()), local: c.Local, framing: c.Framing, fixed: c.FixedSource,
 		nextHops: c.NextHops, clock: c.Clock, ids: ids, gsoType: packet.GSOUDPL4,
 		partial: newReassembler(), datagram: make([]byte, maxDatagram+outerUDPLen),
 	}
 	u.recv.init(packet.VNetLen + packet.EthernetLen + u.family.ipLen + outerUDPLen)
-	u.out.init()
 	u.gso.Store(true)
 	return u
 }
@@ -142,7 +141,7 @@ func (u *PacketUnderlay) Offloads() []string {
 func (u *PacketUnderlay) Fallbacks() uint64 { return u.fallbacks.Load() }
 
 // QueueDepth returns the bytes that wait in the socket and the frames that the kernel dropped there because it was full
-// (SO_MEMINFO). It may be called from any goroutine.
+// (SO_MEMINFO), of which joined ones count as one. It may be called from any goroutine.
 func (u *PacketUnderlay) QueueDepth() (bytes, drops uint64, err error) { return queueDepth(u.fd) }
 
 // OuterDrops returns how many packets came in with an outer header, or as a fragment, that the kernel would have taken no

@@ -15,8 +15,8 @@ const (
 	portMask  = 0x3fff
 )
 
-// Write sends each frame to the next hop of its Remote. Super-packets leave as one GSO frame of equal datagrams, which the
-// device or the kernel cuts; their outer checksums are finished there too.
+// Write sends each frame to the next hop of its Remote. What goes the same way in datagrams of one size leaves as one GSO
+// frame, which the device or the kernel cuts; their outer checksums are finished there too.
 func (u *PacketUnderlay) Write(b *packet.Batch) error {
 	u.hops, u.waited = u.nextHops.load(), false
 	for _, f := range b.Frames {
@@ -38,28 +38,28 @@ func (u *PacketUnderlay) Write(b *packet.Batch) error {
 }
 
 func (u *PacketUnderlay) queueOne(f *packet.Frame, hop *NextHop) {
-	first := u.begin(1, 0)
+	if !u.fits(f.Len(), hop) {
+		u.sendFragments(f, hop, f.Bytes())
+		return
+	}
+	u.message(f, hop, f.Len(), 0)
 	u.out.iovec(f.Bytes())
-	u.add(f, hop, first, 1, f.Len(), 0)
+	u.add(f, 1, f.Len())
 }
 
-// queueSuper cuts a super-packet into as few frames as the outer length fields allow. Segments that are fragments on this
-// path go one by one.
+// queueSuper cuts a super-packet into messages. Segments that are fragments on this path go one by one.
 func (u *PacketUnderlay) queueSuper(f *packet.Frame, hop *NextHop) {
 	cut := packet.NewSegmenter(f)
 	size := cut.HeaderLen() + int(f.VNet.GSOSize) // of each datagram but the last
-	most := 1
-	if fits := u.fits(size, hop); fits && u.gso.Load() {
-		most = max(1, min(maxSegments, u.family.maxPayload/size))
-	} else if !fits {
+	if !u.fits(size, hop) {
 		u.fallbacks.Add(1)
+		u.sendLarge(f, hop, &cut)
+		return
 	}
-	for more := true; more; {
-		first := u.begin(2*most, most*cut.HeaderLen())
-		var segments, bytes int
-		if segments, bytes, more = u.out.cut(&cut, most); segments > 0 {
-			u.add(f, hop, first, segments, bytes, size)
-		}
+	for !cut.Done() {
+		room := u.message(f, hop, size, cut.HeaderLen())
+		segments, bytes := u.out.cut(&cut, room)
+		u.add(f, segments, bytes)
 	}
 }
 
@@ -67,53 +67,56 @@ func (u *PacketUnderlay) fits(datagram int, hop *NextHop) bool {
 	return datagram <= u.family.maxPayload && u.family.ipLen+outerUDPLen+datagram <= hop.MTU
 }
 
-// begin makes room for one more message, by sending what is queued if need be, and starts it with the iovec of the outer
-// headers, whose index it returns. The rest of the message follows at once.
-func (u *PacketUnderlay) begin(iovecs, headers int) int {
-	if u.count == maxMessages || !u.out.hasRoom(1+iovecs, maxOuter+headers) {
+// message makes the last message one that datagrams of size bytes may join, of which so many are headers of their own each,
+// and returns how many of them. A message begins with the iovec of the outer headers.
+func (u *PacketUnderlay) message(f *packet.Frame, hop *NextHop, size, header int) int {
+	w, most, limit, single := u.wayOf(f), 1, u.family.maxPayload, f.VNet.GSOType == packet.GSONone
+	if u.gso.Load() {
+		most = maxSegments
+	}
+	if room := u.spare(w, size, single, most, limit); room > 0 && u.out.hasRoom(2*room, room*header) {
+		return room
+	}
+	room := max(1, min(most, limit/size))
+	if u.isFull(1+2*room, maxOuter+room*header) {
 		u.flush()
 	}
-	first := u.out.nIovecs
-	u.out.iovec(u.out.header(packet.VNetLen + packet.EthernetLen + u.family.ipLen + outerUDPLen))
-	return first
-}
-
-// add queues the message whose iovecs begin with the outer headers at index first, or sends it in fragments.
-func (u *PacketUnderlay) add(f *packet.Frame, hop *NextHop, first, segments, bytes, segmentSize int) {
-	iovecs := u.out.iovecs[first:u.out.nIovecs]
-	if segments == 1 && !u.fits(bytes, hop) {
-		u.sendFragments(f, hop, iovecs[1:], bytes)
-		return
-	}
-	id := u.ids.Add(uint32(segments)) - uint32(segments)
-	u.putOuter(bytesOf(&iovecs[0]), f, hop, id, segments, bytes, segmentSize)
-	u.push(f, iovecs, segments, bytes)
+	u.start(w, size)
+	outer := u.out.header(packet.VNetLen + packet.EthernetLen + u.family.ipLen + outerUDPLen)
+	putEthernet(outer[packet.VNetLen:], hop, u.family.etherType)
+	u.out.iovec(outer)
+	return room
 }
 
 // bytesOf returns what an iovec points to.
 func bytesOf(v *unix.Iovec) []byte { return unsafe.Slice(v.Base, v.Len) }
 
-// putOuter writes all headers in front of datagrams of so many bytes together. Their UDP checksum is left to the device.
-func (u *PacketUnderlay) putOuter(b []byte, f *packet.Frame, hop *NextHop, id uint32, segments, bytes, segmentSize int) {
-	ip := u.outerIP(f)
-	ip.id, ip.payload = id, outerUDPLen+bytes
+// putOuter writes the headers in front of datagrams of so many bytes together, but for Ethernet's. Their UDP checksum is left
+// to the device.
+func (u *PacketUnderlay) putOuter(b []byte, m *message, segments, bytes int) {
+	ip := u.outerIP(m.way)
+	ip.id, ip.payload = u.ids.Add(uint32(segments))-uint32(segments), outerUDPLen+bytes
 	l4 := packet.EthernetLen + u.family.ipLen
 	vnet := packet.VNet{
 		Flags: packet.VNetNeedsCsum, HdrLen: uint16(l4 + outerUDPLen), CsumStart: uint16(l4), CsumOffset: udpChecksumOffset,
 	}
 	if segments > 1 {
-		vnet.GSOType, vnet.GSOSize = u.gsoType, uint16(segmentSize)
+		vnet.GSOType, vnet.GSOSize = u.gsoType, uint16(m.size)
 	}
 	vnet.Encode(b)
 	b = b[packet.VNetLen:]
-	putEthernet(b, hop, u.family.etherType)
 	ip.put(b[packet.EthernetLen:])
-	putUDP(b[l4:], u.SourcePort(f), f.Remote.Port(), bytes, ip.pseudoHeader(ip.payload).Fold())
+	putUDP(b[l4:], m.port, m.remote.Port(), bytes, ip.pseudoHeader(ip.payload).Fold())
 }
 
-// outerIP returns what the outer IP headers of a frame have in common.
-func (u *PacketUnderlay) outerIP(f *packet.Frame) outerIP {
-	return outerIP{src: u.local.Addr(), dst: f.Remote.Addr().Unmap(), tos: f.OuterTOS, label: f.Hash & 0xfffff}
+// outerIP returns what the outer IP headers of datagrams that go one way have in common. The flow label has the entropy of
+// the port and not more, so that a message is of one label.
+func (u *PacketUnderlay) outerIP(w way) outerIP {
+	return outerIP{src: u.local.Addr(), dst: w.remote.Addr().Unmap(), tos: w.tos, label: uint32(w.port)}
+}
+
+func (u *PacketUnderlay) wayOf(f *packet.Frame) way {
+	return way{remote: f.Remote, tos: f.OuterTOS, port: u.SourcePort(f)}
 }
 
 // SourcePort returns the port that a frame leaves from: a hash of the inner flow, the same for both directions, unless the
@@ -126,44 +129,58 @@ func (u *PacketUnderlay) SourcePort(f *packet.Frame) uint16 {
 }
 
 func (u *PacketUnderlay) flush() {
+	for i := range u.count {
+		if m := &u.meta[i]; m.size > 0 {
+			u.putOuter(bytesOf(&u.iovecsOf(i)[0]), m, m.segments, m.bytes)
+		}
+	}
 	u.send(u.sendSingly)
-	u.out.reset()
 }
 
 // sendSingly sends message i datagram by datagram, after errno refused it whole. When that works super-packets are
 // cut here from then on: the kernel does not know GSO of UDP on packet sockets (before Linux 6.2).
 func (u *PacketUnderlay) sendSingly(i int, errno syscall.Errno) {
 	u.fallbacks.Add(1)
-	m, h := &u.meta[i], &u.msgs[i].hdr
-	iovecs := unsafe.Slice(h.Iov, h.Iovlen) // the outer headers, then header and payload of each segment
-	outer := iovecs[0]
-	hop := NextHop{MAC: packet.MAC(bytesOf(&outer)[packet.VNetLen:]), Source: packet.MAC(bytesOf(&outer)[packet.VNetLen+6:])}
-	id := u.ids.Add(uint32(m.segments)) - uint32(m.segments)
-	for ; len(iovecs) >= 3; iovecs = iovecs[2:] {
-		iovecs[0] = outer // in the place of a payload that has been sent
-		bytes := int(iovecs[1].Len + iovecs[2].Len)
-		u.putOuter(bytesOf(&outer), m.frame, &hop, id, 1, bytes, 0)
-		id++
-		h.Iov = &iovecs[0]
-		h.SetIovlen(3)
-		u.sendPart(i, bytes)
-	}
-	if errno != unix.EMSGSIZE && m.frame.Refused == 0 {
+	outer := u.iovecsOf(i)[0]
+	all := u.queue.sendSingly(i, 1, func(iovecs []unix.Iovec, bytes int) {
+		iovecs[0] = outer // in the place of what has been sent
+		u.putOuter(bytesOf(&outer), &u.meta[i], 1, bytes)
+	})
+	if errno != unix.EMSGSIZE && all {
 		u.gso.Store(false)
+	}
+}
+
+// sendLarge sends the segments of a super-packet as fragments, but for a last one that fits.
+func (u *PacketUnderlay) sendLarge(f *packet.Frame, hop *NextHop, cut *packet.Segmenter) {
+	header := u.header[:cut.HeaderLen()]
+	for !cut.Done() {
+		payload, _ := cut.Next(header)
+		size := len(header) + len(payload)
+		if !u.fits(size, hop) {
+			u.sendFragments(f, hop, header, payload)
+			continue
+		}
+		u.message(f, hop, size, len(header))
+		kept := u.out.header(len(header))
+		copy(kept, header)
+		u.out.iovec(kept)
+		u.out.iovec(payload)
+		u.add(f, 1, size)
 	}
 }
 
 // sendFragments sends one datagram, which is larger than the path's MTU, as fragments, with its checksum. It leaves whole
 // or counts as refused.
-func (u *PacketUnderlay) sendFragments(f *packet.Frame, hop *NextHop, parts []unix.Iovec, bytes int) {
-	ip := u.outerIP(f)
+func (u *PacketUnderlay) sendFragments(f *packet.Frame, hop *NextHop, parts ...[]byte) {
+	ip := u.outerIP(u.wayOf(f))
 	ip.fragment = true
-	room := (hop.MTU - ip.len()) &^ 7
+	b := u.finished(&ip, f, parts)
+	bytes, room := len(b)-outerUDPLen, (hop.MTU-ip.len())&^7
 	if bytes > u.family.maxPayload || room <= 0 {
 		f.Refused++
 		return
 	}
-	b := u.finished(&ip, f, parts)
 	u.piece.Sent, u.piece.Refused = 0, 0
 	ip.id = u.ids.Add(1)
 	for len(b) > 0 {
@@ -174,19 +191,15 @@ func (u *PacketUnderlay) sendFragments(f *packet.Frame, hop *NextHop, parts []un
 		b = b[n:]
 	}
 	u.flush()
-	if u.piece.Refused > 0 {
-		f.Refused++
-		return
-	}
-	f.Sent++
-	f.SentBytes += bytes
+	one := part{f, 1, bytes}
+	one.settle(u.piece.Refused == 0)
 }
 
 // finished puts a datagram together, with a checksum that nobody has to finish.
-func (u *PacketUnderlay) finished(ip *outerIP, f *packet.Frame, parts []unix.Iovec) []byte {
+func (u *PacketUnderlay) finished(ip *outerIP, f *packet.Frame, parts [][]byte) []byte {
 	b := u.datagram[:outerUDPLen]
-	for i := range parts {
-		b = append(b, bytesOf(&parts[i])...)
+	for _, p := range parts {
+		b = append(b, p...)
 	}
 	putUDP(b, u.SourcePort(f), f.Remote.Port(), len(b)-outerUDPLen, 0)
 	ip.finishUDP(b)
@@ -194,15 +207,15 @@ func (u *PacketUnderlay) finished(ip *outerIP, f *packet.Frame, parts []unix.Iov
 }
 
 func (u *PacketUnderlay) queueFragment(ip *outerIP, hop *NextHop, data []byte) {
-	if u.count == maxMessages || !u.out.hasRoom(2, maxOuter) {
+	if u.isFull(2, maxOuter) {
 		u.flush()
 	}
+	u.start(way{}, 0) // its headers are finished here
 	header := u.out.header(packet.VNetLen + packet.EthernetLen + ip.len())
 	packet.VNet{}.Encode(header)
 	putEthernet(header[packet.VNetLen:], hop, u.family.etherType)
 	ip.put(header[packet.VNetLen+packet.EthernetLen:])
-	first := u.out.nIovecs
 	u.out.iovec(header)
 	u.out.iovec(data)
-	u.push(&u.piece, u.out.iovecs[first:u.out.nIovecs], 1, len(data))
+	u.add(&u.piece, 1, len(data))
 }

@@ -3,12 +3,11 @@ package encap
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/tulle-net/tulle/dataplane/packet"
 )
 
 // senders is the number of outer source ports of one underlay: enough to spread flows
@@ -23,7 +22,10 @@ type Underlay struct {
 	framing  Framing
 	recv     receiveRing
 	senders  []sender // as many as senders says, or the receiver alone
-	out      sendArena
+
+	// tooLarge is the smallest datagram that the kernel refused as one of several because of a path's MTU: single ones of
+	// this size are sent singly. A large number at first.
+	tooLarge int
 
 	gro       bool
 	fallbacks atomic.Uint64
@@ -81,7 +83,7 @@ func checkLocal(local netip.Addr) error {
 }
 
 func openOne(c *Config, first bool) (*Underlay, error) {
-	u := &Underlay{family: familyOf(c.Local.Addr()), framing: c.Framing}
+	u := &Underlay{family: familyOf(c.Local.Addr()), framing: c.Framing, tooLarge: math.MaxInt}
 	var err error
 	if u.receiver, u.gro, err = openReceiver(c.Local, first, c.Workers > 1); err != nil {
 		return nil, fmt.Errorf("underlay: %w", err)
@@ -91,7 +93,6 @@ func openOne(c *Config, first bool) (*Underlay, error) {
 		return nil, fmt.Errorf("underlay: %w", err)
 	}
 	u.recv.init(0)
-	u.out.init()
 	return u, nil
 }
 
@@ -151,7 +152,8 @@ func (u *Underlay) Offloads() []string {
 func (u *Underlay) Fallbacks() uint64 { return u.fallbacks.Load() }
 
 // QueueDepth returns the bytes that wait in the receive socket and the datagrams that the
-// kernel dropped there because it was full (SO_MEMINFO). It may be called from any goroutine.
+// kernel dropped there because it was full (SO_MEMINFO), of which several count as one where the kernel has them
+// joined. It may be called from any goroutine.
 func (u *Underlay) QueueDepth() (bytes, drops uint64, err error) { return queueDepth(u.receiver) }
 
 func queueDepth(fd int) (bytes, drops uint64, err error) {
@@ -160,14 +162,4 @@ func queueDepth(fd int) (bytes, drops uint64, err error) {
 		return 0, 0, fmt.Errorf("underlay: SO_MEMINFO: %w", err)
 	}
 	return uint64(info[skMemInfoRmemAlloc]), uint64(info[skMemInfoDrops]), nil
-}
-
-// Write sends each frame to its Remote. Super-packets are cut here, into iovecs.
-func (u *Underlay) Write(b *packet.Batch) error {
-	for _, f := range b.Frames {
-		f.Sent, f.Refused, f.SentBytes = 0, 0, 0
-		u.queue(f)
-	}
-	u.flush()
-	return nil
 }

@@ -33,11 +33,14 @@ func NewSegmenter(f *Frame) Segmenter {
 // HeaderLen returns the bytes of header in front of each segment's payload.
 func (s *Segmenter) HeaderLen() int { return s.headerLen }
 
+// Done reports whether no segment is left.
+func (s *Segmenter) Done() bool { return s.next >= s.f.end && s.index > 0 }
+
 // Next writes the next segment's headers into header, which has HeaderLen bytes, and
 // returns its payload; it reports false when there is none left.
 func (s *Segmenter) Next(header []byte) (payload []byte, ok bool) {
 	f := s.f
-	if s.next >= f.end && s.index > 0 {
+	if s.Done() {
 		return nil, false
 	}
 	size := min(int(f.VNet.GSOSize), f.end-s.next)
