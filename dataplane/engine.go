@@ -33,6 +33,10 @@ type Config struct {
 	// Join says which super-packets the TAPs take that the engine may make of segments from an underlay.
 	Join packet.Joining
 
+	// BusyPoll is how long a worker may look for packets before it sleeps, as long as that finds some; 0 for not at all. A
+	// few times what it takes to wake a thread is right.
+	BusyPoll time.Duration
+
 	// DecrementTTL makes the tunnel a hop on each side, as flannel's udp backend is.
 	DecrementTTL bool
 	// CopyDSCP copies the inner DSCP to the outer header (RFC 2983, uniform model); without it the outer one is 0.

@@ -115,7 +115,8 @@ func newRig(t testing.TB, options ...func(*Config)) *rig {
 	}
 	t.Cleanup(func() { flows.Close() })
 	c := Config{
-		Codec: codec, Ports: []Ports{{r.tap(), r.underlay(), r.underlay6()}}, Flows: flows,
+		BusyPoll: 50 * time.Microsecond,
+		Codec:    codec, Ports: []Ports{{r.tap(), r.underlay(), r.underlay6()}}, Flows: flows,
 		Join:  packet.Joining{TCP: true, UDP: true},
 		Clock: func() time.Duration { return time.Duration(r.now.Load()) },
 		Probe: func(peer netip.Addr, id, seq uint16, size int, _ time.Duration) {

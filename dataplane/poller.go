@@ -16,6 +16,7 @@ type poller struct {
 	epoll  int
 	event  *os.File // a File, so that a wake after close hits no foreign descriptor
 	events [int(numSides) + 1]unix.EpollEvent
+	busy   busyPoll
 }
 
 // wakeIndex marks the eventfd among the epoll events; the sides mark themselves.
@@ -26,8 +27,8 @@ type readiness struct {
 	sides [numSides]bool
 }
 
-// newPoller polls the ports that are not nil.
-func newPoller(ports [numSides]Port) (*poller, error) {
+// newPoller polls the ports that are not nil, and looks for so long before it sleeps.
+func newPoller(ports [numSides]Port, look time.Duration) (*poller, error) {
 	event, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
@@ -37,7 +38,7 @@ func newPoller(ports [numSides]Port) (*poller, error) {
 		unix.Close(event)
 		return nil, fmt.Errorf("epoll_create1: %w", err)
 	}
-	p := &poller{epoll: epoll, event: os.NewFile(uintptr(event), "eventfd")}
+	p := &poller{epoll: epoll, event: os.NewFile(uintptr(event), "eventfd"), busy: busyPoll{budget: look, luck: firstLuck}}
 	err = p.add(event, wakeIndex)
 	for side, port := range ports {
 		if port != nil && err == nil {
@@ -62,15 +63,18 @@ func (p *poller) add(fd int, index int32) error {
 // wait blocks until something is ready, or for at most timeout; a negative one is none.
 func (p *poller) wait(timeout time.Duration) (readiness, error) {
 	var r readiness
-	ms := -1
-	if timeout >= 0 {
-		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
+	n := 0
+	if p.busy.wanted() {
+		n = p.look(p.busy.budget)
+		p.busy.learn(n > 0)
 	}
-	n, err := unix.EpollWait(p.epoll, p.events[:], ms)
-	if err != nil && !errors.Is(err, unix.EINTR) {
-		return r, fmt.Errorf("epoll_wait: %w", err)
+	if n == 0 {
+		var err error
+		if n, err = p.sleep(timeout); err != nil {
+			return r, err
+		}
 	}
-	for _, ev := range p.events[:max(n, 0)] {
+	for _, ev := range p.events[:n] {
 		if ev.Fd != wakeIndex {
 			r.sides[ev.Fd] = true
 			continue
@@ -80,6 +84,18 @@ func (p *poller) wait(timeout time.Duration) (readiness, error) {
 		p.event.Read(b[:]) // resets the counter
 	}
 	return r, nil
+}
+
+func (p *poller) sleep(timeout time.Duration) (int, error) {
+	ms := -1
+	if timeout >= 0 {
+		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
+	}
+	n, err := unix.EpollWait(p.epoll, p.events[:], ms)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return 0, fmt.Errorf("epoll_wait: %w", err)
+	}
+	return max(n, 0), nil
 }
 
 // wake makes wait return. It may be called from any goroutine.

@@ -55,7 +55,7 @@ func newWorker(e *Engine, number int, p Ports) (*worker, error) {
 		outFragments: fragment.New(fragment.Limits{}), inFragments: fragment.New(fragment.Limits{}),
 	}
 	var err error
-	w.poller, err = newPoller(w.ports)
+	w.poller, err = newPoller(w.ports, e.BusyPoll)
 	return w, err
 }
 

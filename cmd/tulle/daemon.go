@@ -38,6 +38,7 @@ type daemonConfig struct {
 	workers     int
 	keep        bool
 	copyDSCP    bool
+	busyPoll    time.Duration
 }
 
 // gossipConfig is what only the gossip store needs; nil with static peers alone.

@@ -94,7 +94,7 @@ func (f *forwarder) openTAP() error {
 	}
 	engine, err := dataplane.New(dataplane.Config{
 		Codec: f.config.codec, Ports: ports, Flows: f.flows, Clock: f.now, Probe: f.answered,
-		Join: device.Joining(), DecrementTTL: f.config.plainUDP(), CopyDSCP: f.config.copyDSCP,
+		Join: device.Joining(), DecrementTTL: f.config.plainUDP(), CopyDSCP: f.config.copyDSCP, BusyPoll: f.config.busyPoll,
 	})
 	if err != nil {
 		return errors.Join(err, device.Close())

@@ -9,8 +9,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -26,6 +28,8 @@ const (
 	defaultRunDir   = "/run/tulle"
 	defaultStateDir = "/var/lib/tulle"
 	maxWorkers      = 64
+
+	maxBusyPoll = 10 * time.Millisecond
 
 	storeGossip = "gossip"
 	storeFile   = "file"
@@ -44,6 +48,7 @@ type nodeOptions struct {
 	gossipPort, workers     int
 	insecure, keep          bool
 	copyDSCP                bool
+	busyPoll                time.Duration
 }
 
 func newNodeCommand() *cobra.Command {
@@ -104,8 +109,17 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&o.workers, "workers", 1, "threads that forward packets, with a queue of the tap each")
+	f.DurationVar(&o.busyPoll, "busy-poll", defaultBusyPoll(), "how long a worker looks for packets before it sleeps, as long as that finds some; 0 to sleep at once")
 	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
+}
+
+// defaultBusyPoll is three to five times what it takes to wake a thread on another CPU.
+func defaultBusyPoll() time.Duration {
+	if runtime.NumCPU() == 1 {
+		return 0
+	}
+	return 50 * time.Microsecond
 }
 
 // resolve checks the flags against each other and the machine and returns the daemon's configuration.
@@ -126,7 +140,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, keep: o.keep, copyDSCP: o.copyDSCP,
+		peersFile: o.peers, runDir: o.runDir, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {
@@ -221,6 +235,8 @@ func (o *nodeOptions) check() error {
 		return usageError("--underlay %s: unknown (allowed: udp, packet)", o.underlay)
 	case o.workers < 1 || o.workers > maxWorkers:
 		return usageError("--workers %d: out of range (allowed: 1 to %d)", o.workers, maxWorkers)
+	case o.busyPoll < 0 || o.busyPoll > maxBusyPoll:
+		return usageError("--busy-poll %v: out of range (allowed: 0 to %v)", o.busyPoll, maxBusyPoll)
 	case o.gossipPort < 1 || o.gossipPort > 65535:
 		return usageError("--gossip-port %d: out of range (allowed: 1 to 65535)", o.gossipPort)
 	}
