@@ -79,3 +79,40 @@ func TestFlood(t *testing.T) {
 		t.Logf("%+v: %.0f sent, %.0f received a second, CPU %v", s, r.SentRate(), r.ReceivedRate(), r.CPU.Busy())
 	}
 }
+
+// A trial is the generator's if its socket lost what the path had delivered, or if the delay is the sender's own lateness.
+func TestTrialOfTheGenerator(t *testing.T) {
+	delayed := func(late, delay time.Duration) UDPResult {
+		return UDPResult{Sent: 5, Counts: Counts{Received: 5}, Latency: Latency{Count: 5, P50: delay}, Late: Latency{Count: 5, P50: late}}
+	}
+	for i, test := range []struct {
+		r    UDPResult
+		want bool
+	}{
+		{UDPResult{Sent: 5, Counts: Counts{Received: 5}}, false},
+		{UDPResult{Sent: 10, Counts: Counts{Received: 5}, SocketDrops: 2}, false},
+		{UDPResult{Sent: 10, Counts: Counts{Received: 5}, SocketDrops: 3}, true},
+		{delayed(50, 100), false},
+		{delayed(95, 100), true},
+	} {
+		if got := test.r.GeneratorBound(); got != test.want {
+			t.Errorf("%d: %t", i, got)
+		}
+	}
+}
+
+// A schedule that no sender can keep makes the delays its own, and the trial says so.
+func TestLateSender(t *testing.T) {
+	u, err := OpenUDP(selfEnds(t, false), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	r, err := u.Run(t.Context(), Stream{Rate: 50e6, Duration: 2 * time.Millisecond, Latency: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Late.Count != int64(r.Sent) || !r.GeneratorBound() {
+		t.Errorf("%+v", r)
+	}
+}

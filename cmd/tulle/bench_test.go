@@ -54,7 +54,7 @@ func TestBenchQuick(t *testing.T) {
 		t.Fatal(err)
 	}
 	plan, _ := compare.FindPlan("quick")
-	if names := r.PathNames(); !slices.Equal(names, plan.Paths) || len(r.Failures) != 0 || len(r.Environment.Offloads["veth"]) == 0 {
+	if names := r.PathNames(); !slices.Equal(names, append(slices.Clone(plan.Paths), result.Tables)) || len(r.Failures) != 0 || len(r.Environment.Offloads["veth"]) == 0 {
 		t.Errorf("paths %v, want %v; failures %v; offloads %v", names, plan.Paths, r.Failures, r.Environment.Offloads)
 	}
 	for _, path := range plan.Paths {
@@ -67,7 +67,16 @@ func TestBenchQuick(t *testing.T) {
 			t.Errorf("no search of %s", path)
 		}
 	}
-	if !strings.Contains(stdout, "TO KERNEL") || !strings.Contains(stderr, "1/1  veth  water") {
+	for name, path := range map[string]string{"udp-64B/1-flow/flood/allocs": "tulle", "udp-64B/1-flow/flood/memory": "tulle-udp",
+		"fib/10000-routes/v6": result.Tables, "conntrack/memory/v4": result.Tables} {
+		if !slices.ContainsFunc(r.Figures, func(f result.Figure) bool { return f.Path == path && f.Name == name }) {
+			t.Errorf("no %s of %s", name, path)
+		}
+	}
+	if r.Command != "tulle bench compare --preset quick" {
+		t.Errorf("command %q", r.Command)
+	}
+	if !strings.Contains(stdout, "musts met") || !strings.Contains(stdout, "TO KERNEL") || !strings.Contains(stderr, "1/1  veth  water") {
 		t.Errorf("stdout:\n%s\nstderr:\n%s", stdout, stderr)
 	}
 	for file, want := range map[string]string{"r.html": "</html>", "r.md": "| tcp-rr |", "r.txt": "BenchmarkTcp-rr/path=kernel/underlay=veth 1 ", "r.json": `"schemaVersion": 1`} {
