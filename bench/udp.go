@@ -88,18 +88,17 @@ func OpenUDP(ends Ends, flows int) (_ *UDP, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return u, ends.Client.in(func() error {
-		for range flows {
-			if err := u.connect(port); err != nil {
-				return err
-			}
+	for i := range flows {
+		from := ends.source(i)
+		if err := from.in(func() error { return u.connect(from, port) }); err != nil {
+			return nil, err
 		}
-		return nil
-	})
+	}
+	return u, nil
 }
 
-func (u *UDP) connect(port int) error {
-	fd, err := udpSocket(u.ends.Client)
+func (u *UDP) connect(from Place, port int) error {
+	fd, err := udpSocket(from)
 	if err != nil {
 		return err
 	}

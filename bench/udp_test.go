@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func selfEnds(t *testing.T, six bool) Ends {
@@ -115,4 +117,26 @@ func TestLateSender(t *testing.T) {
 	if r.Late.Count != int64(r.Sent) || !r.GeneratorBound() {
 		t.Errorf("%+v", r)
 	}
+}
+
+// A socket that has room for hardly anything loses what loopback brings it, and the trial says that it was the socket.
+func TestFullSocket(t *testing.T) {
+	u, err := OpenUDP(selfEnds(t, false), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	if err := unix.SetsockoptInt(u.far.(*localUDP).fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 { // until the sink was slower than the sender for once
+		r, err := u.Run(t.Context(), Stream{Duration: 20 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.GeneratorBound() {
+			return
+		}
+	}
+	t.Error("nothing was lost in a full socket")
 }

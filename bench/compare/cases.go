@@ -144,32 +144,21 @@ func udpCase(name string, stream bench.Stream, latency bool) Case {
 }
 
 // unpaced sends as fast as it goes, and looks at what that costs the daemons.
-func (s *session) unpaced(ctx context.Context, u *bench.UDP, stream bench.Stream, name string) (bench.UDPResult, error) {
-	var idle, before, after usage
-	err := s.look(&idle)
-	if len(s.daemons) > 0 && err == nil { // what the control planes allocate in the same time, and the looks themselves, is not the packets'
-		sleep(ctx, stream.Duration)
-		err = s.look(&before)
-	}
-	if err != nil {
-		return bench.UDPResult{}, err
-	}
-	r, err := u.Run(ctx, stream)
+func (s *session) unpaced(ctx context.Context, u *bench.UDP, stream bench.Stream, name string) (r bench.UDPResult, err error) {
+	spent, err := s.spent(ctx, stream.Duration, func() (err error) {
+		r, err = u.Run(ctx, stream)
+		return err
+	})
 	if err != nil {
 		return r, err
 	}
 	s.trial(result.Trial{UDP: &r})
 	s.figure(name+"/flood", r.ReceivedRate(), result.PerSecond, bound(r)...)
-	if len(s.daemons) == 0 || r.Received == 0 {
-		return r, nil
+	if n := float64(r.Received); len(s.daemons) > 0 && n > 0 {
+		s.figure(name+"/flood/allocs", spent.allocs/n, result.Allocs)
+		s.figure(name+"/flood/daemon-cpu", spent.cpu*1e9/n, result.CPUPacket)
+		s.figure(name+"/flood/memory", spent.memory/float64(len(s.daemons)), result.Bytes)
 	}
-	if err := s.look(&after); err != nil {
-		return r, err
-	}
-	n := float64(r.Received)
-	s.figure(name+"/flood/allocs", max(after.allocs-before.allocs-(before.allocs-idle.allocs), 0)/n, result.Allocs)
-	s.figure(name+"/flood/daemon-cpu", (after.cpu-before.cpu)*1e9/n, result.CPUPacket)
-	s.figure(name+"/flood/memory", after.memory/float64(len(s.daemons)), result.Bytes)
 	return r, nil
 }
 

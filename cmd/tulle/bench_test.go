@@ -90,6 +90,35 @@ func TestBenchQuick(t *testing.T) {
 	}
 }
 
+// TestBenchScale has every point of the smoke run: all frames and datagrams arrive, and the curves can be put into a report.
+func TestBenchScale(t *testing.T) {
+	dir := t.TempDir()
+	stdout, stderr, code := benchCommand(t, "scale", "--preset", "quick", "--dir", filepath.Join(dir, "lab"))
+	if code != 0 {
+		t.Fatalf("exit code %d\n%s", code, stderr)
+	}
+	curves, err := result.ReadCurves(strings.NewReader(stdout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, parameter := range []string{"flows", "peers", "pods"} {
+		for _, unit := range []string{result.CPUPacket, result.Allocs, "MiB/daemon", "lost/packet"} {
+			if !slices.ContainsFunc(curves, func(c result.Curve) bool {
+				return c.Parameter == parameter && c.Unit == unit && c.Benchmark == "scale.Traffic" && len(c.Points) == 2
+			}) && !strings.Contains(stderr, parameter+"=") {
+				t.Errorf("no curve of %s by %s\n%s\n%s", unit, parameter, stdout, stderr)
+			}
+		}
+	}
+	for _, c := range curves {
+		for _, p := range c.Points {
+			if c.Unit == "MiB/daemon" && p.Y < 1 || c.Unit == "lost/packet" && p.Y > 0.5 {
+				t.Errorf("%s=%g: %g %s", c.Parameter, p.X, p.Y, c.Unit)
+			}
+		}
+	}
+}
+
 // TestBenchBaseline measures thrice against a result that nothing can reach, and against one that anything does.
 func TestBenchBaseline(t *testing.T) {
 	dir := t.TempDir()
@@ -202,8 +231,9 @@ func TestBenchErrors(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"frobnicate"}, 2, `no command "frobnicate" (have: run, compare, report)`},
+		{[]string{"frobnicate"}, 2, `no command "frobnicate" (have: run, compare, scale, report)`},
 		{[]string{"compare", "--preset", "slow"}, 2, `no such preset (have: quick, table, full)`},
+		{[]string{"scale", "--preset", "table"}, 2, `no such preset (have: quick, full)`},
 		{[]string{"compare", "--paths", "string"}, 2, "no such path (have: bare, kernel, tulle"},
 		{[]string{"compare", "--cases", "x"}, 2, "no such case (have: tcp/1-flow"},
 		{[]string{"compare", "--underlays", "tin"}, 2, "no such underlay (have: veth, wire)"},

@@ -26,6 +26,8 @@ const (
 	defaultRunDir   = "/run/tulle"
 	defaultStateDir = "/var/lib/tulle"
 	maxWorkers      = 64
+	leastFlows      = 1024
+	mostFlows       = 1 << 24
 
 	storeGossip = "gossip"
 	storeFile   = "file"
@@ -42,6 +44,7 @@ type nodeOptions struct {
 	logFormat, logLevel     string
 	underlay, device        string
 	gossipPort, workers     int
+	maxFlows                int
 	insecure, keep          bool
 	copyDSCP                bool
 }
@@ -104,6 +107,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&o.workers, "workers", 1, "threads that forward packets, with a queue of the tap each")
+	f.IntVar(&o.maxFlows, "max-flows", flowsPerFamily, "size of the flow table for each family; 128 bytes an IPv4 flow, 256 an IPv6 flow, used as they come")
 	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
 }
@@ -126,7 +130,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, keep: o.keep, copyDSCP: o.copyDSCP,
+		peersFile: o.peers, runDir: o.runDir, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, keep: o.keep, copyDSCP: o.copyDSCP,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {
@@ -219,6 +223,8 @@ func (o *nodeOptions) check() error {
 	switch {
 	case o.underlay != underlayUDP && o.underlay != underlayPacket:
 		return usageError("--underlay %s: unknown (allowed: udp, packet)", o.underlay)
+	case o.maxFlows < leastFlows || o.maxFlows > mostFlows:
+		return usageError("--max-flows %d: out of range (allowed: %d to %d)", o.maxFlows, leastFlows, mostFlows)
 	case o.workers < 1 || o.workers > maxWorkers:
 		return usageError("--workers %d: out of range (allowed: 1 to %d)", o.workers, maxWorkers)
 	case o.gossipPort < 1 || o.gossipPort > 65535:
