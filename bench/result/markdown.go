@@ -16,9 +16,9 @@ func (r *Result) WriteMarkdown(w io.Writer) error {
 	if err := r.writeTargets(w); err != nil {
 		return err
 	}
-	lost, won := r.verdicts(rows, len(rows))
-	writeList(w, "Where tulle loses", lost)
-	writeList(w, "Where tulle wins", won)
+	lost, won := outcomes(rows)
+	r.writeOutcomes(w, "Where tulle loses", lost)
+	r.writeOutcomes(w, "Where tulle wins", won)
 	fmt.Fprintf(w, "\n## All figures\n\nMedians over the rounds, and the median of the ratios to %s of the same round with the least and the most.\n", r.title(r.Reference))
 	for _, underlay := range r.Underlays() {
 		if err := r.writeGrid(w, underlay, rows); err != nil {
@@ -28,13 +28,12 @@ func (r *Result) WriteMarkdown(w io.Writer) error {
 	return r.writeCurves(w)
 }
 
-func writeList(w io.Writer, title string, texts []string) {
-	if len(texts) == 0 {
-		return
+func (r *Result) writeOutcomes(w io.Writer, title string, rows []Row) {
+	if len(rows) > 0 {
+		fmt.Fprintf(w, "\n## %s\n\n", title)
 	}
-	fmt.Fprintf(w, "\n## %s\n\n", title)
-	for _, text := range texts {
-		fmt.Fprintf(w, "- %s\n", text)
+	for _, row := range rows {
+		fmt.Fprintf(w, "- %s\n", r.outcome(row))
 	}
 }
 

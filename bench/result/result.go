@@ -5,8 +5,10 @@
 package result
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"time"
@@ -132,6 +134,21 @@ func (r *Result) Save(path string) error {
 		return err
 	}
 	return os.Rename(path+".tmp", path)
+}
+
+// WriteLines writes JSON with a line for each figure: to be kept under version control.
+func (r *Result) WriteLines(w io.Writer) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	figures, err := json.Marshal(r.Figures)
+	if err != nil {
+		return err
+	}
+	lines := bytes.ReplaceAll(figures, []byte(`},{"round"`), []byte("},\n{\"round\""))
+	_, err = w.Write(append(bytes.Replace(b, figures, lines, 1), '\n'))
+	return err
 }
 
 // Underlays lists those that figures have, in order of appearance.
