@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"testing"
 
@@ -102,7 +103,7 @@ func TestBuild(t *testing.T) {
 	near, far := ends(nil)
 	from, to := &tap{End: near, mac: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, &tap{End: far, mac: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
 	rapid.Check(t, func(t *rapid.T) {
-		s := Stream{Trial: rapid.Uint64().Draw(t, "trial"), Flows: rapid.IntRange(1, stride-1).Draw(t, "flows"), Size: rapid.IntRange(MinSize, MaxSize).Draw(t, "size"),
+		s := Stream{Trial: rapid.Uint64().Draw(t, "trial"), Flows: rapid.IntRange(1, MaxFlows).Filter(func(n int) bool { return n%stride != 0 }).Draw(t, "flows"), Size: rapid.IntRange(MinSize, MaxSize).Draw(t, "size"),
 			Hops: rapid.IntRange(0, 5).Draw(t, "hops")}
 		n := rapid.IntRange(0, 2*MaxFlows).Draw(t, "number")
 		b := make([]byte, s.Size)
@@ -140,6 +141,35 @@ func TestBuild(t *testing.T) {
 			t.Fatalf("% x\n% x", b, again)
 		}
 	})
+}
+
+// The same frame twice is a duplicate, one of another trial or with a number beyond the last is foreign.
+func TestJudge(t *testing.T) {
+	near, far := ends(nil)
+	from, to := &tap{End: near, mac: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, &tap{End: far, mac: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+	s := Stream{Trial: 5, Count: 3, Flows: 2, Size: 80, Rate: 1, Hops: 2}
+	j := &judge{stream: s, from: from, at: to, seen: make([]bool, s.Count), want: make([]byte, s.Size)}
+	arrive := func(trial uint64, n int, change func([]byte)) {
+		b, of := make([]byte, s.Size), s
+		of.Trial = trial
+		of.build(b, n, from, to)
+		of.expected(b, to, []byte{7, 7})
+		if change != nil {
+			change(b)
+		}
+		j.take(b)
+	}
+	arrive(5, 0, nil)
+	arrive(5, 0, nil)
+	arrive(4, 1, nil)
+	arrive(5, 3, nil)
+	arrive(5, 2, func(b []byte) { b[len(b)-1] ^= 1 })
+	j.take(make([]byte, 10))
+	r := j.result
+	r.FirstBad = nil
+	if want := (Result{Exact: 1, Duplicates: 1, Changed: 1, Foreign: 3}); !reflect.DeepEqual(r, want) {
+		t.Errorf("%+v, want %+v", r, want)
+	}
 }
 
 func TestStreamErrors(t *testing.T) {
