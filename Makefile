@@ -7,6 +7,7 @@
 # make bench   kernel VXLAN, tulle and others in turns, in under 20 minutes, on a machine that does nothing else (root); bench-full
 #              takes hours, bench-quick two minutes to see that it works. Results in $(BENCHOUT)/, see docs/benchmarks.md;
 #              BASELINE=old.json fails where it was faster
+# make performance   docs/performance.md, from $(BENCHOUT)/table.json or RESULT=FILE and the curves beside it
 # make lint    gofmt, vet, staticcheck, import boundaries
 
 GO       ?= go
@@ -24,7 +25,7 @@ RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
-.PHONY: build demo test fuzz bench bench-full bench-quick lint clean need-root
+.PHONY: build demo test fuzz bench bench-full bench-quick performance lint clean need-root
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle ./cmd/tulle
@@ -50,8 +51,15 @@ bench bench-full bench-quick: need-root build
 	@mkdir -p $(BENCHOUT)
 	bin/tulle bench compare --preset $(PRESET) --save $(BENCHOUT)/$(PRESET).json $(if $(BASELINE),--baseline $(BASELINE))
 	$(if $(filter full,$(PRESET)),$(GO) test -run '^$$' -bench '$(CURVES)' -count 3 ./dataplane/tables ./dataplane/conntrack >$(BENCHOUT)/curves.txt)
+	$(if $(filter full quick,$(PRESET)),bin/tulle bench scale --preset $(PRESET) >$(BENCHOUT)/scale.txt)
 	for form in html md txt; do bin/tulle bench report $(BENCHOUT)/$(PRESET).json -o $(BENCHOUT)/$(PRESET).$$form \
-	  $(if $(filter full,$(PRESET)),--curves $(BENCHOUT)/curves.txt) || exit 1; done
+	  $(if $(filter full,$(PRESET)),--curves $(BENCHOUT)/curves.txt) $(if $(filter full quick,$(PRESET)),--curves $(BENCHOUT)/scale.txt) || exit 1; done
+
+RESULT      ?= $(BENCHOUT)/table.json
+CURVES_FROM ?= $(wildcard $(BENCHOUT)/curves.txt $(BENCHOUT)/scale.txt)
+performance: build
+	bin/tulle bench report $(RESULT) --without-trials $(foreach file,$(CURVES_FROM),--curves $(file)) -o docs/performance.json
+	bin/tulle bench report docs/performance.json -o docs/performance.md
 
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l . ; echo "not gofmt-ed: run gofmt -w on these" ; exit 1 ; }

@@ -20,7 +20,16 @@ type Place struct {
 // its address counts then, there are no one-way delays, and CPU times are the client's machine's.
 type Ends struct {
 	Client, Server Place
+	Sources        []Place // where the sockets of UDP flows are made, in turn, such as several pods; Client if empty
 	Remote         *Remote
+}
+
+// source is the place of flow number i.
+func (e Ends) source(i int) Place {
+	if len(e.Sources) == 0 {
+		return e.Client
+	}
+	return e.Sources[i%len(e.Sources)]
 }
 
 func (p Place) in(f func() error) error {

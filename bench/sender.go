@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,11 +26,16 @@ type sender struct {
 	next    uint64 // number of the next datagram
 	refused uint64 // sends that the kernel turned down for want of room; tried again
 	elapsed time.Duration
+	late    *hdrhistogram.Histogram // how long after its time each was sent; nil unless latency is measured
 	halt    *atomic.Bool
 }
 
 func newSender(s Stream, fds []int) *sender {
-	return &sender{stream: s, fds: fds, batch: newBatch(s.Batch, s.largest()*s.Segments, false)}
+	tx := &sender{stream: s, fds: fds, batch: newBatch(s.Batch, s.largest()*s.Segments, false)}
+	if s.Latency {
+		tx.late = newHistogram()
+	}
+	return tx
 }
 
 // launch is run on a thread that has just begun: what it took to get there is not the path's.
@@ -111,6 +117,9 @@ func (s *sender) send(n uint64) error {
 		return nil
 	default:
 		return fmt.Errorf("send: %w", errno)
+	}
+	if s.late != nil {
+		s.late.RecordValue(int64(min(max(s.elapsed-s.intended(s.next), 0), maxLatency)))
 	}
 	s.next += min(uint64(taken*s.stream.Segments), n)
 	s.flow = (s.flow + 1) % len(s.fds)

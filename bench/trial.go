@@ -37,7 +37,7 @@ func (t *trial) run(ctx context.Context) (r UDPResult, err error) {
 	err = errors.Join(err, ctx.Err())
 	after, cpuErr := readCPU()
 	return UDPResult{Offered: t.stream.Rate, Elapsed: t.tx.elapsed, Sent: t.tx.next, Counts: h.Counts, Refused: t.tx.refused,
-		SocketDrops: h.SocketDrops, Latency: h.Latency, CPU: after.since(before)}, errors.Join(err, cpuErr)
+		SocketDrops: h.SocketDrops, Latency: h.Latency, Late: summarize(t.tx.late), CPU: after.since(before)}, errors.Join(err, cpuErr)
 }
 
 // threads runs both sides to their ends.

@@ -45,7 +45,17 @@ type UDPResult struct {
 	Refused     uint64  `json:"refused"`     // sends turned down for want of room, and made again
 	SocketDrops uint64  `json:"socketDrops"` // of the lost, those for which the server's socket had no room
 	Latency     Latency `json:"latency,omitzero"`
+	Late        Latency `json:"late,omitzero"` // of Latency, what passed before the client's kernel was given the datagram
 	CPU         CPUTime `json:"cpu"`
+}
+
+// limit is the share of a figure from which on the generator's own part is the figure.
+const limit = 0.9
+
+// GeneratorBound says that the trial tells of the generator and not of the path: most of what was lost had reached the server's socket,
+// which had no room for it, or the sender was late by nearly all of the delay.
+func (r UDPResult) GeneratorBound() bool {
+	return r.Lost() > 0 && 2*r.SocketDrops > r.Lost() || r.Latency.Count > 0 && float64(r.Late.P50) >= limit*float64(r.Latency.P50)
 }
 
 // Lost is the number of those that never arrived.
@@ -78,18 +88,17 @@ func OpenUDP(ends Ends, flows int) (_ *UDP, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return u, ends.Client.in(func() error {
-		for range flows {
-			if err := u.connect(port); err != nil {
-				return err
-			}
+	for i := range flows {
+		from := ends.source(i)
+		if err := from.in(func() error { return u.connect(from, port) }); err != nil {
+			return nil, err
 		}
-		return nil
-	})
+	}
+	return u, nil
 }
 
-func (u *UDP) connect(port int) error {
-	fd, err := udpSocket(u.ends.Client)
+func (u *UDP) connect(from Place, port int) error {
+	fd, err := udpSocket(from)
 	if err != nil {
 		return err
 	}

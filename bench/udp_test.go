@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func selfEnds(t *testing.T, six bool) Ends {
@@ -78,4 +80,63 @@ func TestFlood(t *testing.T) {
 		}
 		t.Logf("%+v: %.0f sent, %.0f received a second, CPU %v", s, r.SentRate(), r.ReceivedRate(), r.CPU.Busy())
 	}
+}
+
+// A trial is the generator's if its socket lost what the path had delivered, or if the delay is the sender's own lateness.
+func TestTrialOfTheGenerator(t *testing.T) {
+	delayed := func(late, delay time.Duration) UDPResult {
+		return UDPResult{Sent: 5, Counts: Counts{Received: 5}, Latency: Latency{Count: 5, P50: delay}, Late: Latency{Count: 5, P50: late}}
+	}
+	for i, test := range []struct {
+		r    UDPResult
+		want bool
+	}{
+		{UDPResult{Sent: 5, Counts: Counts{Received: 5}}, false},
+		{UDPResult{Sent: 10, Counts: Counts{Received: 5}, SocketDrops: 2}, false},
+		{UDPResult{Sent: 10, Counts: Counts{Received: 5}, SocketDrops: 3}, true},
+		{delayed(50, 100), false},
+		{delayed(95, 100), true},
+	} {
+		if got := test.r.GeneratorBound(); got != test.want {
+			t.Errorf("%d: %t", i, got)
+		}
+	}
+}
+
+// A schedule that no sender can keep makes the delays its own, and the trial says so.
+func TestLateSender(t *testing.T) {
+	u, err := OpenUDP(selfEnds(t, false), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	r, err := u.Run(t.Context(), Stream{Rate: 50e6, Duration: 2 * time.Millisecond, Latency: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Late.Count != int64(r.Sent) || !r.GeneratorBound() {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A socket that has room for hardly anything loses what loopback brings it, and the trial says that it was the socket.
+func TestFullSocket(t *testing.T) {
+	u, err := OpenUDP(selfEnds(t, false), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	if err := unix.SetsockoptInt(u.far.(*localUDP).fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 { // until the sink was slower than the sender for once
+		r, err := u.Run(t.Context(), Stream{Duration: 20 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.GeneratorBound() {
+			return
+		}
+	}
+	t.Error("nothing was lost in a full socket")
 }

@@ -40,16 +40,37 @@ type session struct {
 	current  string // case
 	out      *result.Result
 	bare     map[string]float64 // by figure's name: the generator's limit in this round; nil while that is being measured
+	daemons  []daemon           // of the path; none unless they are tulle's
 	say      func(format string, args ...any)
 }
 
 // figure notes a value and says so.
 func (s *session) figure(name string, value float64, unit string, flags ...string) {
-	if limit, ok := s.bare[name]; ok && (unit == result.Gbps || unit == result.PerSecond) && value >= generatorShare*limit {
-		flags = append(flags, result.GeneratorBound)
+	if s.bare != nil && result.HigherIsBetter(unit) {
+		flags = append(flags, s.limits(name, value)...)
 	}
 	s.out.Figures = append(s.out.Figures, result.Figure{Round: s.round, Underlay: s.underlay, Path: s.path, Name: name, Value: value, Unit: unit, Flags: flags})
 	s.say("%s  %s", name, result.Format(value, unit))
+}
+
+// limits are the flags of a rate that may be the generator's: it did hardly more where there is no path, or nothing is known of that.
+func (s *session) limits(name string, rate float64) []string {
+	limit, tested := s.bare[name]
+	switch {
+	case !tested || limit == 0:
+		return []string{result.GeneratorUntested}
+	case rate >= generatorShare*limit:
+		return []string{result.GeneratorBound}
+	}
+	return nil
+}
+
+// bound are the flags of a figure from one trial.
+func bound(r bench.UDPResult) []string {
+	if r.GeneratorBound() {
+		return []string{result.GeneratorBound}
+	}
+	return nil
 }
 
 // generatorShare is how near to the generator's own limit a figure is no longer the path's.
@@ -110,18 +131,35 @@ func udpCase(name string, stream bench.Stream, latency bool) Case {
 		defer u.Close()
 		flood := stream
 		flood.Duration = s.flood
-		r, err := u.Run(ctx, flood)
+		r, err := s.unpaced(ctx, u, flood, name)
 		if err != nil {
 			return err
 		}
-		s.trial(result.Trial{UDP: &r})
-		s.figure(name+"/flood", r.ReceivedRate(), result.PerSecond)
 		rate, err := s.search(ctx, u, stream, name, r.SentRate())
 		if err != nil || !latency || rate == 0 {
 			return err
 		}
 		return s.latencies(ctx, u, stream, name, rate)
 	}}
+}
+
+// unpaced sends as fast as it goes, and looks at what that costs the daemons.
+func (s *session) unpaced(ctx context.Context, u *bench.UDP, stream bench.Stream, name string) (r bench.UDPResult, err error) {
+	spent, err := s.spent(ctx, stream.Duration, func() (err error) {
+		r, err = u.Run(ctx, stream)
+		return err
+	})
+	if err != nil {
+		return r, err
+	}
+	s.trial(result.Trial{UDP: &r})
+	s.figure(name+"/flood", r.ReceivedRate(), result.PerSecond, bound(r)...)
+	if n := float64(r.Received); len(s.daemons) > 0 && n > 0 {
+		s.figure(name+"/flood/allocs", spent.allocs/n, result.Allocs)
+		s.figure(name+"/flood/daemon-cpu", spent.cpu*1e9/n, result.CPUPacket)
+		s.figure(name+"/flood/memory", spent.memory/float64(len(s.daemons)), result.Bytes)
+	}
+	return r, nil
 }
 
 // search notes the no-drop and partial-drop rates and gives the first. most is what the sender can do on this path.
@@ -132,6 +170,7 @@ func (s *session) search(ctx context.Context, u *bench.UDP, stream bench.Stream,
 		return 0, err
 	}
 	var last bench.UDPResult // of those at which nothing was lost
+	var limited []string
 	for request, ok := look.Next(); ok; request, ok = look.Next() {
 		stream.Rate, stream.Duration = request.Rate, request.Duration
 		r, err := u.Run(ctx, stream)
@@ -139,6 +178,9 @@ func (s *session) search(ctx context.Context, u *bench.UDP, stream bench.Stream,
 			return 0, err
 		}
 		s.trial(result.Trial{UDP: &r})
+		if request.Duration == slices.Max(s.ruler.search) && len(limited) == 0 {
+			limited = bound(r)
+		}
 		look.Add(search.Trial{Rate: request.Rate, Duration: request.Duration, Sent: r.SentRate(), Loss: r.LossRatio()})
 		if r.Lost() == 0 && request.Duration == slices.Max(s.ruler.search) {
 			last = r
@@ -146,7 +188,7 @@ func (s *session) search(ctx context.Context, u *bench.UDP, stream bench.Stream,
 	}
 	for i, f := range look.Figures() {
 		s.trial(result.Trial{Search: &f})
-		var flags []string
+		flags := slices.Clone(limited)
 		if !f.Complete {
 			flags = append(flags, result.Incomplete)
 		}
@@ -174,12 +216,8 @@ func (s *session) latencies(ctx context.Context, u *bench.UDP, stream bench.Stre
 		}
 		s.trial(result.Trial{UDP: &way})
 		s.trial(result.Trial{UDP: &trip})
-		for _, d := range []struct {
-			name string
-			bench.Latency
-		}{{"delay", way.Latency}, {"round-trip", trip.Latency}} {
-			s.delays(fmt.Sprintf("%s/%s/%d%%-load", name, d.name, load), d.Latency)
-		}
+		s.delays(fmt.Sprintf("%s/delay/%d%%-load", name, load), way)
+		s.delays(fmt.Sprintf("%s/round-trip/%d%%-load", name, load), trip)
 	}
 	return nil
 }
@@ -187,7 +225,8 @@ func (s *session) latencies(ctx context.Context, u *bench.UDP, stream bench.Stre
 // probeRate is that of round trips measured beside a load, 1/s: too few to be one.
 const probeRate = 1000
 
-func (s *session) delays(name string, l bench.Latency) {
+func (s *session) delays(name string, r bench.UDPResult) {
+	l := r.Latency
 	if l.Count == 0 {
 		return
 	}
@@ -195,6 +234,6 @@ func (s *session) delays(name string, l bench.Latency) {
 		name string
 		d    time.Duration
 	}{{"p50", l.P50}, {"p90", l.P90}, {"p99", l.P99}, {"p99.9", l.P999}, {"max", l.Max}} {
-		s.figure(name+"/"+q.name, float64(q.d), result.Nanosecond)
+		s.figure(name+"/"+q.name, float64(q.d), result.Nanosecond, bound(r)...)
 	}
 }

@@ -1,9 +1,12 @@
 package compare
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/tulle-net/tulle/bench"
 	"github.com/tulle-net/tulle/bench/result"
 	"github.com/tulle-net/tulle/bench/router"
 	"github.com/tulle-net/tulle/scripts/lab"
@@ -79,7 +82,32 @@ func TestPlans(t *testing.T) {
 	}
 }
 
-// A rate near the generator's own is marked, a delay or a lower rate is not.
+// The preset of the table measures all that the table asks for.
+func TestTableHasAllTargets(t *testing.T) {
+	plan, err := FindPlan("table")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range result.Targets {
+		if target.Path == result.Tables {
+			if plan.Entries != 1_000_000 {
+				t.Errorf("%s: tables of %d", target.Name, plan.Entries)
+			}
+			continue
+		}
+		for _, path := range []string{target.Path, target.Against} {
+			if path != "" && !slices.Contains(plan.Paths, path) {
+				t.Errorf("%s: no path %s", target.Title, path)
+			}
+		}
+		if !slices.Contains(plan.Underlays, target.Underlay) ||
+			!slices.ContainsFunc(plan.Cases, func(c Case) bool { return target.Name == c.Name || strings.HasPrefix(target.Name, c.Name+"/") }) {
+			t.Errorf("%s: no case for %s on %q", target.Title, target.Name, target.Underlay)
+		}
+	}
+}
+
+// A rate near the generator's own is marked, and one whose like it was not tested for; a delay or a lower rate is not.
 func TestGeneratorBound(t *testing.T) {
 	s := &session{out: &result.Result{}, bare: map[string]float64{"a": 100, "b": 100}, say: func(string, ...any) {}}
 	s.figure("a", 91, result.PerSecond)
@@ -87,10 +115,66 @@ func TestGeneratorBound(t *testing.T) {
 	s.figure("b", 95, result.Nanosecond)
 	s.figure("c", 95, result.PerSecond)
 	s.figure("a", 95, result.Gbps, result.Incomplete)
-	want := [][]string{{result.GeneratorBound}, nil, nil, nil, {result.Incomplete, result.GeneratorBound}}
+	s.figure("a", 95, result.Transacts)
+	want := [][]string{{result.GeneratorBound}, nil, nil, {result.GeneratorUntested}, {result.Incomplete, result.GeneratorBound}, {result.GeneratorBound}}
 	for i, f := range s.out.Figures {
 		if strings.Join(f.Flags, " ") != strings.Join(want[i], " ") {
 			t.Errorf("%+v, want the flags %v", f, want[i])
+		}
+	}
+}
+
+// Where the path is nothing but a veth the generator is the limit, and every rate is refused in one round or another: chance moves
+// them by more than the tenth that is allowed, but not always.
+func TestGeneratorIsRefused(t *testing.T) {
+	d, err := lab.NewDirect(mtu(lab.FamilyV4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	client, server, err := pinned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := func(side, cpu int) bench.Place {
+		return bench.Place{Addr: lab.DirectAddr(side, lab.FamilyV4), CPU: cpu, In: func(f func() error) error { return d.In(side, f) }}
+	}
+	plan, err := FindPlan("quick")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := map[string]bool{"tcp/1-flow": false, "tcp-rr": false, "udp-64B/1-flow/flood": false, "udp-64B/1-flow/no-drop": false}
+	for range 20 {
+		r, err := Measure(t.Context(), plan, "a veth", bench.Ends{Client: place(0, client), Server: place(1, server)}, Options{Progress: t.Output()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range r.Figures {
+			if _, rate := refused[f.Name]; rate && f.Path == This && slices.Contains(f.Flags, result.GeneratorBound) {
+				refused[f.Name] = true
+			}
+		}
+		if !slices.Contains(slices.Collect(maps.Values(refused)), false) {
+			return
+		}
+	}
+	t.Errorf("not refused in any round: %v", refused)
+}
+
+func TestUsage(t *testing.T) {
+	text := "# HELP x\ngo_memstats_mallocs_total 1.5e+06\nprocess_cpu_seconds_total 2.25\nother 9\nprocess_resident_memory_bytes 3e+07\n"
+	var u usage
+	for range 2 { // two daemons
+		if err := u.add(strings.NewReader(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u != (usage{3e6, 4.5, 6e7}) {
+		t.Errorf("%+v", u)
+	}
+	for _, bad := range []string{"", "go_memstats_mallocs_total x\n"} {
+		if err := u.add(strings.NewReader(bad)); err == nil {
+			t.Errorf("%q: no error", bad)
 		}
 	}
 }

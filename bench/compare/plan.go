@@ -19,7 +19,9 @@ type Plan struct {
 	Cases     []Case
 	// RoutersOn are the underlays on which the plain routers are measured; nil for all.
 	RoutersOn []string
-	ruler     ruler
+	// Entries are the routes and flows of the tables that are measured by themselves; 0 for not at all.
+	Entries int
+	ruler   ruler
 }
 
 var underlays = []string{lab.UnderlayVeth, lab.UnderlayWire}
@@ -52,17 +54,17 @@ func Plans() []Plan {
 		all[i] = p.Name
 	}
 	return []Plan{
-		{Name: "quick", Rounds: 1, Paths: []string{Bare, Kernel, "tulle", "tulle-udp", "water", "wireguard"}, Underlays: underlays[:1],
+		{Name: "quick", Rounds: 1, Entries: 10_000, Paths: []string{Bare, Kernel, "tulle", "tulle-udp", "water", "wireguard"}, Underlays: underlays[:1],
 			Cases: []Case{tcpCase(1), exchanging, small},
 			ruler: ruler{warmUp: 100 * time.Millisecond, stream: 300 * time.Millisecond, transact: 300 * time.Millisecond,
 				flood: 100 * time.Millisecond, latency: 200 * time.Millisecond, precision: 0.1, votes: 1, budget: 20, loads: []int{10},
 				search: []time.Duration{50 * time.Millisecond, 100 * time.Millisecond}}},
-		{Name: "table", Rounds: 3, Paths: []string{Bare, Kernel, "tulle", "tulle-udp", "tulle-kernel", "water", "wireguard"}, Underlays: underlays,
+		{Name: "table", Rounds: 3, Entries: 1_000_000, Paths: []string{Bare, Kernel, "tulle", "tulle-kernel", "water", "wireguard"}, Underlays: underlays,
 			RoutersOn: underlays[:1], Cases: []Case{tcpCase(1), tcpCase(4), exchanging, small, smallMany},
 			ruler: ruler{warmUp: 500 * time.Millisecond, stream: 2 * time.Second, transact: time.Second, flood: 500 * time.Millisecond,
 				latency: time.Second, precision: 0.03, votes: 3, budget: 24, loads: []int{10, 50, 90},
 				search: []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, time.Second}}},
-		{Name: "full", Rounds: 5, Paths: all, Underlays: underlays, Cases: cases,
+		{Name: "full", Rounds: 5, Entries: 1_000_000, Paths: all, Underlays: underlays, Cases: cases,
 			ruler: ruler{warmUp: time.Second, stream: 5 * time.Second, transact: 3 * time.Second, flood: 2 * time.Second,
 				latency: 5 * time.Second, precision: 0.02, votes: 3, budget: 60, loads: []int{10, 50, 90},
 				search: []time.Duration{200 * time.Millisecond, 500 * time.Millisecond, 5 * time.Second}}},
@@ -83,7 +85,7 @@ func FindPlan(name string) (Plan, error) {
 
 // SelectCases replaces the plan's cases by those named, whichever preset has them.
 func (p *Plan) SelectCases(names []string) error {
-	p.Cases = nil
+	p.Cases, p.Entries = nil, 0
 	var have []string
 	for _, c := range cases {
 		have = append(have, c.Name)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/bench"
+	"github.com/tulle-net/tulle/bench/lookup"
 	"github.com/tulle-net/tulle/bench/result"
 	"github.com/tulle-net/tulle/scripts/lab"
 )
@@ -21,6 +22,7 @@ type Options struct {
 	Executable string   // the tulle binary
 	RouterArgs []string // with which that is a router of the kind that follows
 	Version    string
+	Command    string    // for those who want to measure it again
 	Progress   io.Writer // lines for people
 }
 
@@ -41,6 +43,7 @@ func Run(ctx context.Context, p Plan, o Options) (*result.Result, error) {
 			r.out.Paths = append(r.out.Paths, result.Path{Name: path.Name, Title: path.Title})
 		}
 	}
+	r.out.Paths = append(r.out.Paths, result.Path{Name: result.Tables, Title: "tulle's tables by themselves"})
 	for round := 1; round <= p.Rounds; round++ {
 		if err := r.round(ctx, round); err != nil {
 			return nil, err
@@ -67,7 +70,7 @@ func newRun(p Plan, o Options) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &result.Result{SchemaVersion: result.SchemaVersion, Created: time.Now().UTC(), Preset: p.Name, Family: o.Family, Rounds: p.Rounds,
+	out := &result.Result{SchemaVersion: result.SchemaVersion, Created: time.Now().UTC(), Preset: p.Name, Command: o.Command, Family: o.Family, Rounds: p.Rounds,
 		Reference: Kernel, Environment: result.ReadEnvironment(o.Version), Figures: []result.Figure{}, Trials: []result.Trial{},
 		Failures: []result.Failure{}}
 	out.Environment.ClientCPU, out.Environment.ServerCPU = client, server
@@ -85,6 +88,9 @@ func pinned() (client, server int, err error) {
 
 // round measures all paths once, every other round in reverse: what comes first or last is then not always the same.
 func (r *run) round(ctx context.Context, round int) error {
+	if err := r.tables(round); err != nil {
+		return err
+	}
 	bare, err := r.generator(ctx, round)
 	if err != nil {
 		return err
@@ -106,6 +112,19 @@ func (r *run) round(ctx context.Context, round int) error {
 		}
 	}
 	return nil
+}
+
+// tables measures what needs no path.
+func (r *run) tables(round int) error {
+	if r.plan.Entries == 0 {
+		return nil
+	}
+	costs, err := lookup.Measure(r.plan.Entries)
+	s := r.session(round, "", Path{Name: result.Tables})
+	for _, c := range costs {
+		s.figure(c.Name, c.Value, c.Unit)
+	}
+	return err
 }
 
 func (r *run) session(round int, underlay string, path Path) *session {
@@ -156,7 +175,7 @@ func (r *run) lab(ctx context.Context, s *session, path Path) (err error) {
 	l, err := lab.Up(ctx, path.config(r.options))
 	if err == nil {
 		defer func() { err = errors.Join(err, l.Down()) }()
-		err = r.prepare(l, s)
+		err = r.prepare(l, s, path)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -168,7 +187,7 @@ func (r *run) lab(ctx context.Context, s *session, path Path) (err error) {
 	return r.measure(ctx, s)
 }
 
-func (r *run) prepare(l *lab.Lab, s *session) error {
+func (r *run) prepare(l *lab.Lab, s *session, path Path) error {
 	if err := l.SetUnderlay(s.underlay); err != nil {
 		return err
 	}
@@ -178,6 +197,11 @@ func (r *run) prepare(l *lab.Lab, s *session) error {
 	}
 	r.out.Environment.Offloads[s.underlay] = on
 	nodes := l.Nodes()
+	for _, n := range nodes {
+		if path.Tulle && !n.Kernel {
+			s.daemons = append(s.daemons, daemon{n.Namespace})
+		}
+	}
 	var addrs [2]netip.Addr
 	for i := range addrs {
 		addrs[i] = nodes[i].Pods[0].Addrs()[0]

@@ -37,7 +37,7 @@ var procs = regexp.MustCompile(`-\d+$`)
 const medianTime = "median-ns/op"
 
 func kept(unit string) bool {
-	return unit == PerOp || unit == medianTime || unit == "allocs/op" || strings.HasPrefix(unit, "B/") && unit != "B/op"
+	return unit == PerOp || unit == medianTime || unit == "allocs/op" || unit == CPUPacket || unit == Allocs || unit == "lost/packet" || unit == "MiB/daemon" || strings.HasPrefix(unit, "B/") && unit != "B/op"
 }
 
 // curveKey is a Curve without its points.

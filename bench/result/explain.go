@@ -9,6 +9,8 @@ var words = map[string]string{
 	"udp-512B": "UDP of 512 bytes", "udp-1400B": "UDP of 1,400 bytes", "udp-9000B": "UDP of 9,000 bytes, in fragments",
 	"flood": "delivered when flooded", "no-drop": "highest rate with nothing lost", "0.5%-drop": "highest rate with 0.5% lost",
 	"cpu": "CPU time of the whole machine", "delay": "one-way delay", "round-trip": "round trip",
+	"fib": "FIB lookup", "conntrack": "conntrack", "allocs": "allocations of the daemons", "daemon-cpu": "CPU time of the daemons",
+	"memory": "memory", "v4": "IPv4", "v6": "IPv6",
 	"10%-load": "at 10% of the no-drop rate", "50%-load": "at half the no-drop rate", "90%-load": "at 90% of the no-drop rate",
 }
 
@@ -22,6 +24,8 @@ func Explain(name string) string {
 			p = n + " flow"
 		} else if n, found := strings.CutSuffix(p, "-flows"); found {
 			p = n + " flows"
+		} else if n, found := strings.CutSuffix(p, "-routes"); found {
+			p = n + " routes"
 		}
 		parts[i] = p
 	}

@@ -20,10 +20,32 @@ var pageTemplate = template.Must(template.New("page").Parse(pageText))
 type page struct {
 	Date, Reference string
 	Lines, Warnings []string
-	Lost, Won       []string
+	Tally           string
+	Targets         []target
+	Lost, Won       outcomeChart
 	Sections        []section
 	Curves          []plot
 	Rows            [][]string
+}
+
+// target is a line of the page's first table: a verdict, and on a logarithmic scale where it is between the must and the aim.
+type target struct {
+	Title                       string
+	Cells                       []string // those of Verdict.Texts between title and state
+	State, Class                string
+	Must, Aim, Got, Least, Most float64 // thousandths of the scale's width; 0 for none
+}
+
+// outcomeChart is bars from one to the right. Places are in thousandths of its width.
+type outcomeChart struct {
+	Scale []string // at 0, 245, 490, 735 and 980
+	Bars  []outcomeBar
+	More  string
+}
+
+type outcomeBar struct {
+	Title, Underlay, Value, Ratio, Class string
+	Width, Low, High                     float64
 }
 
 type section struct {
@@ -50,9 +72,15 @@ func (r *Result) WriteHTML(w io.Writer) error { return pageTemplate.Execute(w, r
 
 func (r *Result) page() page {
 	rows := r.Summary()
-	lines := r.Describe()
-	p := page{Date: r.Created.Format("2006-01-02"), Reference: r.title(r.Reference), Lines: lines[:2], Warnings: lines[2:]}
-	p.Lost, p.Won = r.verdicts(rows)
+	p := page{Date: r.Created.Format("2006-01-02"), Reference: r.title(r.Reference), Lines: r.about(), Warnings: r.warnings()}
+	if all := r.Verdicts(); judged(all) {
+		p.Tally = Tally(all)
+		for _, v := range all {
+			p.Targets = append(p.Targets, newTarget(v))
+		}
+	}
+	lost, won := outcomes(rows)
+	p.Lost, p.Won = r.outcomeBars(lost), r.outcomeBars(won)
 	underlays := r.Underlays()
 	slices.SortStableFunc(underlays, func(a, b string) int { return btoi(a == "") - btoi(b == "") }) // the generator's own last
 	for _, underlay := range underlays {
@@ -60,10 +88,32 @@ func (r *Result) page() page {
 	}
 	p.Curves = r.curvePlots()
 	for _, row := range rows {
-		p.Rows = append(p.Rows, []string{row.Underlay, row.Name, row.Path, Format(row.Value.Median, row.Unit), Format(row.Value.Min, row.Unit),
+		p.Rows = append(p.Rows, []string{row.Underlay, row.Name, row.Path, row.Shown(), Format(row.Value.Min, row.Unit),
 			Format(row.Value.Max, row.Unit), r.Ratio(row), strings.Join(row.Flags, ", ")})
 	}
 	return p
+}
+
+// newTarget puts a verdict on a scale from a sixteenth of what must be, or of what is aimed at, to sixteen times that.
+func newTarget(v Verdict) target {
+	cells := v.Texts()
+	t := target{Title: cells[0], Cells: cells[1 : len(cells)-1], State: v.State, Class: map[string]string{Aimed: "better", Met: "better", Missed: "worse"}[v.State]}
+	middle := cmp.Or(v.Must, v.Aim, 1)
+	at := func(x float64) float64 {
+		if x <= 0 {
+			return 0
+		}
+		return math.Round(min(max(500+math.Log2(x/middle)*500/4, 5), 995))
+	}
+	s := v.Value
+	if v.Against != "" {
+		s = v.Ratio
+	}
+	if v.State != NotMeasured && v.State != Refused {
+		t.Got, t.Least, t.Most = at(s.Median), at(s.Min), at(s.Max)
+	}
+	t.Must, t.Aim = at(v.Must), at(v.Aim)
+	return t
 }
 
 // title is what people call a path.
@@ -120,7 +170,7 @@ func (r *Result) chart(rows []Row) chart {
 		if row.Path == r.Reference {
 			c.Reference = scale(row.Value.Median)
 		}
-		c.Bars = append(c.Bars, bar{Path: row.Path, Title: r.title(row.Path), Value: Format(row.Value.Median, row.Unit), Ratio: r.Ratio(row),
+		c.Bars = append(c.Bars, bar{Path: row.Path, Title: r.title(row.Path), Value: row.Shown(), Ratio: r.Ratio(row),
 			Class: quality(row), Note: strings.Join(row.Flags, ", "), Color: r.color(row.Path),
 			Median: scale(row.Value.Median), Low: scale(row.Value.Min), High: scale(row.Value.Max)})
 	}
@@ -140,37 +190,66 @@ func quality(row Row) string {
 	return "worse"
 }
 
-// mostVerdicts bounds each of the lists that the page begins with.
-const mostVerdicts = 8
+// mostVerdicts bounds each of the charts that the page begins with.
+const mostVerdicts = 10
 
-// verdicts lists in words where tulle's plainest path is worse and where it is better than the reference, the greatest first. Of the
+// outcomes are the rows in which tulle's plainest path is worse and in which it is better than the reference, the greatest first. Of the
 // percentiles the median and p99 stand for all.
-func (r *Result) verdicts(rows []Row) (lost, won []string) {
+func outcomes(rows []Row) (lost, won []Row) {
 	rows = slices.DeleteFunc(slices.Clone(rows), func(row Row) bool {
 		_, which, ok := percentile(row.Name)
-		return row.Path != "tulle" || quality(row) == "" || row.Ratio.Median <= 0 || ok && which != "p50" && which != "p99"
+		return row.Path != Tulle || quality(row) == "" || row.Ratio.Median <= 0 || ok && which != "p50" && which != "p99"
 	})
 	slices.SortStableFunc(rows, func(a, b Row) int { return cmp.Compare(distance(b), distance(a)) })
 	for _, row := range rows {
-		text := Explain(row.Name) + " on " + row.Underlay + ": " + r.Ratio(row) + " of " + r.title(r.Reference) + "'s, " + Format(row.Value.Median, row.Unit)
 		if quality(row) == "worse" {
-			lost = append(lost, text)
+			lost = append(lost, row)
 		} else {
-			won = append(won, text)
+			won = append(won, row)
 		}
 	}
-	return shorten(lost), shorten(won)
+	return lost, won
 }
+
+// outcome says a row in words.
+func (r *Result) outcome(row Row) string {
+	return Explain(row.Name) + " on " + row.Underlay + ": " + r.Ratio(row) + " of " + r.title(r.Reference) + "'s, " + row.Shown()
+}
+
+// outcomeBars are a chart of how many times better, or worse, tulle is, on a logarithmic scale from one.
+func (r *Result) outcomeBars(rows []Row) (c outcomeChart) {
+	if len(rows) > mostVerdicts {
+		c.More = fmt.Sprintf("and %d more, below", len(rows)-mostVerdicts)
+		rows = rows[:mostVerdicts]
+	}
+	factor := func(row Row, ratio float64) float64 { // log2; of what the row's median is on the right side of one
+		if ratio <= 0 {
+			return 0
+		}
+		return math.Copysign(1, math.Log2(row.Ratio.Median)) * math.Log2(ratio)
+	}
+	most := 1.0
+	for _, row := range rows {
+		most = max(most, factor(row, row.Ratio.Min), factor(row, row.Ratio.Max))
+	}
+	at := func(row Row, ratio float64) float64 {
+		return math.Round(max(factor(row, ratio)/most, 0) * outcomeWidth)
+	}
+	for quarter := range 5 {
+		c.Scale = append(c.Scale, times(math.Pow(2, most*float64(quarter)/4))+"x")
+	}
+	for _, row := range rows {
+		c.Bars = append(c.Bars, outcomeBar{Title: Explain(row.Name), Underlay: row.Underlay, Value: row.Shown(), Ratio: r.Ratio(row), Class: quality(row),
+			Width: at(row, row.Ratio.Median), Low: at(row, row.Ratio.Min), High: at(row, row.Ratio.Max)})
+	}
+	return c
+}
+
+// outcomeWidth is that of the charts of outcomes, in thousandths: room is left for the ends of whiskers.
+const outcomeWidth = 980
 
 // distance is how far a ratio is from one, either way.
 func distance(row Row) float64 { return math.Abs(math.Log(row.Ratio.Median)) }
-
-func shorten(texts []string) []string {
-	if more := len(texts) - mostVerdicts; more > 0 {
-		return append(texts[:mostVerdicts:mostVerdicts], fmt.Sprintf("and %d more, below", more))
-	}
-	return texts
-}
 
 func btoi(b bool) int {
 	if b {

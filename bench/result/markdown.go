@@ -6,18 +6,51 @@ import (
 	"strings"
 )
 
-// WriteMarkdown writes the summary as tables: a row for each figure, a column for each path.
+// WriteMarkdown writes a page: the targets, where tulle loses, then all figures with a row for each and a column for each path.
 func (r *Result) WriteMarkdown(w io.Writer) error {
+	fmt.Fprintf(w, "# Performance\n\n")
 	for _, line := range r.Describe() {
 		fmt.Fprintf(w, "%s  \n", line)
 	}
 	rows := r.Summary()
+	if err := r.writeTargets(w); err != nil {
+		return err
+	}
+	lost, won := outcomes(rows)
+	r.writeOutcomes(w, "Where tulle loses", lost)
+	r.writeOutcomes(w, "Where tulle wins", won)
+	fmt.Fprintf(w, "\n## All figures\n\nMedians over the rounds, and the median of the ratios to %s of the same round with the least and the most.\n", r.title(r.Reference))
 	for _, underlay := range r.Underlays() {
 		if err := r.writeGrid(w, underlay, rows); err != nil {
 			return err
 		}
 	}
 	return r.writeCurves(w)
+}
+
+func (r *Result) writeOutcomes(w io.Writer, title string, rows []Row) {
+	if len(rows) > 0 {
+		fmt.Fprintf(w, "\n## %s\n\n", title)
+	}
+	for _, row := range rows {
+		fmt.Fprintf(w, "- %s\n", r.outcome(row))
+	}
+}
+
+// writeTargets writes what the project promises and what is true of it.
+func (r *Result) writeTargets(w io.Writer) error {
+	all := r.Verdicts()
+	if !judged(all) {
+		return nil
+	}
+	fmt.Fprintf(w, "\n## What it must show\n\n%s. Ratios are taken within each round; the spread is that of the ratios, or of the values where there is\nno ratio. \"%s\" means that the benchmark's own sender or receiver was the limit.\n\n", Tally(all), Refused)
+	fmt.Fprintf(w, "| %s |\n|%s\n", strings.Join(TargetColumns, " | "), strings.Repeat("---|", len(TargetColumns)))
+	for _, v := range all {
+		if _, err := fmt.Fprintf(w, "| %s |\n", strings.Join(v.Texts(), " | ")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeGrid is one underlay's table. A path without a figure has an empty column's cell.
@@ -57,7 +90,7 @@ func (r *Result) writeGrid(w io.Writer, underlay string, rows []Row) error {
 
 // cell is a median with its ratio and what speaks against it.
 func (r *Result) cell(row Row) string {
-	text := Format(row.Value.Median, row.Unit)
+	text := row.Shown()
 	if ratio := r.Ratio(row); ratio != "" {
 		text += ", " + ratio
 	}

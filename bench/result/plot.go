@@ -24,13 +24,15 @@ func percentile(name string) (of, which string, ok bool) {
 type plot struct {
 	Title         string
 	Caption       string
+	Across, Up    string // what the axes are
 	Rows, Columns []mark
 	Lines         []line
 }
 
 type mark struct {
-	X, Y float64
-	Text string
+	X, Y      float64
+	Low, High float64 // heights of the least and the most; equal for none
+	Text      string
 }
 
 type line struct {
@@ -46,7 +48,7 @@ func (r *Result) plots(underlay string, rows []Row) (plots []plot) {
 	var groups []string
 	of := map[string][]Row{}
 	for _, row := range rows {
-		if group, _, ok := percentile(row.Name); ok && row.Underlay == underlay && row.Value.Median > 0 {
+		if group, _, ok := percentile(row.Name); ok && row.Underlay == underlay && row.Value.Min > 0 {
 			if of[group] == nil {
 				groups = append(groups, group)
 			}
@@ -60,11 +62,11 @@ func (r *Result) plots(underlay string, rows []Row) (plots []plot) {
 }
 
 func (r *Result) plot(group string, rows []Row) plot {
-	p := plot{Title: Explain(group), Caption: "percentiles on a logarithmic scale"}
+	p := plot{Title: Explain(group), Caption: "medians over the rounds with the least and the most, on a logarithmic scale", Across: "percentile", Up: "time"}
 	var values []float64
 	have := map[string]bool{}
 	for _, row := range rows {
-		values = append(values, row.Value.Median)
+		values = append(values, row.Value.Min, row.Value.Max)
 		_, which, _ := percentile(row.Name)
 		have[which] = true
 	}
@@ -75,7 +77,9 @@ func (r *Result) plot(group string, rows []Row) plot {
 		l := line{Path: path, Color: r.color(path)}
 		for _, row := range rows {
 			if _, which, _ := percentile(row.Name); row.Path == path {
-				l.add(x[slices.Index(columns, which)], y(row.Value.Median), path+" "+which+": "+Format(row.Value.Median, row.Unit))
+				l.add(x[slices.Index(columns, which)], y(row.Value.Median), path+" "+which+": "+row.Shown())
+				last := &l.Dots[len(l.Dots)-1]
+				last.Low, last.High = y(row.Value.Min), y(row.Value.Max)
 			}
 		}
 		if len(l.Dots) > 0 {
@@ -95,7 +99,7 @@ func (p *plot) scale(values []float64, unit string) (y func(float64) float64) {
 	for e := first; e <= last; e++ {
 		text := power(e)
 		if unit != Nanosecond && unit != PerOp {
-			text = fmt.Sprintf("%g %s", math.Pow(10, e), unit)
+			text = fmt.Sprintf("%g", math.Pow(10, e))
 		}
 		p.Rows = append(p.Rows, mark{Y: y(math.Pow(10, e)), Text: text})
 	}
@@ -112,7 +116,7 @@ func (p *plot) columns(texts []string) (x []float64) {
 }
 
 func (l *line) add(x, y float64, text string) {
-	l.Dots = append(l.Dots, mark{x, y, text})
+	l.Dots = append(l.Dots, mark{X: x, Y: y, Text: text})
 	l.Points = strings.TrimSpace(fmt.Sprintf("%s %g,%g", l.Points, x, y))
 }
 
@@ -140,7 +144,7 @@ func (r *Result) curvePlots() (plots []plot) {
 
 func curvePlot(curves []Curve) (p plot, ok bool) {
 	c := curves[0]
-	p = plot{Title: c.Benchmark + ", " + c.Unit, Caption: "by number of " + c.Parameter + ", on a logarithmic scale"}
+	p = plot{Title: c.Benchmark + ", " + c.Unit, Caption: "by number of " + c.Parameter + ", on a logarithmic scale", Across: c.Parameter, Up: c.Unit}
 	var values []float64
 	for _, c := range curves {
 		for _, point := range c.Points {
@@ -170,6 +174,7 @@ func curvePlot(curves []Curve) (p plot, ok bool) {
 	return p, true
 }
 
+// thousands writes a size.
 func thousands(v float64) string {
 	switch {
 	case v >= 1e6:

@@ -5,8 +5,10 @@
 package result
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"time"
@@ -22,6 +24,8 @@ const SchemaVersion = 1
 const (
 	// GeneratorBound marks a figure too close to what the generator does over a bare veth to be the path's.
 	GeneratorBound = "generator-bound"
+	// GeneratorUntested marks a rate whose like the generator could not show over a bare veth.
+	GeneratorUntested = "generator-untested"
 	// Incomplete marks a search that ended before it was sure.
 	Incomplete = "incomplete"
 )
@@ -35,6 +39,9 @@ const (
 	CPUPacket  = "cpu-ns/packet"
 	CPUGigabit = "cpu-s/Gb"
 	PerOp      = "ns/op"
+	PerFlow    = "B/flow"
+	Allocs     = "allocs/packet"
+	Bytes      = "B"
 )
 
 // HigherIsBetter says so of a unit.
@@ -45,6 +52,7 @@ type Result struct {
 	SchemaVersion int         `json:"schemaVersion"`
 	Created       time.Time   `json:"created"`
 	Preset        string      `json:"preset"`
+	Command       string      `json:"command,omitempty"` // that measured it
 	Family        string      `json:"family"`
 	Rounds        int         `json:"rounds"`
 	Reference     string      `json:"reference"` // the path that ratios are to
@@ -71,6 +79,12 @@ type Figure struct {
 	Value    float64  `json:"value"`
 	Unit     string   `json:"unit"`
 	Flags    []string `json:"flags,omitempty"`
+}
+
+// limited says that the generator may have been the limit: the path does at least as well as the figure, and no ratio can be had
+// of it.
+func (f Figure) limited() bool {
+	return slices.Contains(f.Flags, GeneratorBound) || slices.Contains(f.Flags, GeneratorUntested)
 }
 
 // Trial is raw. One of its results is there.
@@ -120,6 +134,21 @@ func (r *Result) Save(path string) error {
 		return err
 	}
 	return os.Rename(path+".tmp", path)
+}
+
+// WriteLines writes JSON with a line for each figure: to be kept under version control.
+func (r *Result) WriteLines(w io.Writer) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	figures, err := json.Marshal(r.Figures)
+	if err != nil {
+		return err
+	}
+	lines := bytes.ReplaceAll(figures, []byte(`},{"round"`), []byte("},\n{\"round\""))
+	_, err = w.Write(append(bytes.Replace(b, figures, lines, 1), '\n'))
+	return err
 }
 
 // Underlays lists those that figures have, in order of appearance.

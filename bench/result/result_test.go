@@ -61,6 +61,17 @@ func TestRoundTrip(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+	var lines bytes.Buffer
+	if err := want.WriteLines(&lines); err != nil {
+		t.Fatal(err)
+	}
+	again := new(Result)
+	if err := json.Unmarshal(lines.Bytes(), again); err != nil || bytes.Count(lines.Bytes(), []byte("\n")) != len(want.Figures) {
+		t.Errorf("%d lines for %d figures, %v", bytes.Count(lines.Bytes(), []byte("\n")), len(want.Figures), err)
+	}
+	if diff := cmp.Diff(want, again); diff != "" {
+		t.Error(diff)
+	}
 	for _, content := range []string{"", "{", `{"schemaVersion":99}`} {
 		os.WriteFile(path, []byte(content), 0o600)
 		if _, err := Load(path); err == nil {

@@ -6,21 +6,22 @@ import "slices"
 type Row struct {
 	Underlay, Name, Path, Unit string
 	Values                     []float64 // by round
-	Ratios                     []float64 // to the reference path in the same round; shorter than Values where that has none
+	Ratios                     []float64 // to the reference path in the same round; none of a round that the generator limited
 	Value, Ratio               Spread
 	Flags                      []string // of any round
+	limited                    int      // rounds
 }
 
 // Summary is all rows, by underlay, name and path in their orders.
 func (r *Result) Summary() (rows []Row) {
 	type key struct{ underlay, name, path string }
-	index, values := map[key][]Figure{}, map[key]map[int]float64{}
+	index, values := map[key][]Figure{}, map[key]map[int]Figure{}
 	for _, f := range r.Figures {
 		k := key{f.Underlay, f.Name, f.Path}
 		if index[k] = append(index[k], f); values[k] == nil {
-			values[k] = map[int]float64{}
+			values[k] = map[int]Figure{}
 		}
-		values[k][f.Round] = f.Value
+		values[k][f.Round] = f
 	}
 	for _, underlay := range r.Underlays() {
 		for _, name := range r.Names() {
@@ -35,13 +36,16 @@ func (r *Result) Summary() (rows []Row) {
 }
 
 // row sums up one path's figures; reference is the other's by round.
-func row(figures []Figure, reference map[int]float64) Row {
+func row(figures []Figure, reference map[int]Figure) Row {
 	f := figures[0]
 	r := Row{Underlay: f.Underlay, Name: f.Name, Path: f.Path, Unit: f.Unit}
 	for _, f := range figures {
 		r.Values = append(r.Values, f.Value)
-		if v := reference[f.Round]; v != 0 {
-			r.Ratios = append(r.Ratios, f.Value/v)
+		if of := reference[f.Round]; of.Value != 0 && !f.limited() && !of.limited() {
+			r.Ratios = append(r.Ratios, f.Value/of.Value)
+		}
+		if f.limited() {
+			r.limited++
 		}
 		for _, flag := range f.Flags {
 			if !slices.Contains(r.Flags, flag) {
@@ -51,6 +55,21 @@ func row(figures []Figure, reference map[int]float64) Row {
 	}
 	r.Value, r.Ratio = spread(r.Values), spread(r.Ratios)
 	return r
+}
+
+// Refused says that the generator was the limit in every round, so that the values are bounds and no figures.
+func (r Row) Refused() bool { return r.limited == r.Value.N && r.limited > 0 }
+
+// Shown is the row's median as people read it, a bound where it is refused.
+func (r Row) Shown() string {
+	text := Format(r.Value.Median, r.Unit)
+	switch {
+	case !r.Refused():
+		return text
+	case HigherIsBetter(r.Unit):
+		return ">= " + text
+	}
+	return "<= " + text
 }
 
 // Regression is a row that has become worse.
@@ -74,7 +93,7 @@ func (r *Result) Regressions(old *Result, threshold float64) (worse []Regression
 	}
 	for _, row := range r.Summary() {
 		was, ok := before[key{row.Underlay, row.Name, row.Path, row.Unit}]
-		if !ok || row.Path == r.Reference || len(was.Ratios) == 0 || len(row.Ratios) == 0 || slices.Contains(row.Flags, GeneratorBound) {
+		if !ok || row.Path == r.Reference || len(was.Ratios) == 0 || len(row.Ratios) == 0 {
 			continue
 		}
 		compared++

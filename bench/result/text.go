@@ -21,6 +21,12 @@ func Format(v float64, unit string) string {
 		return duration(v) + " CPU/packet"
 	case CPUGigabit:
 		return fmt.Sprintf("%.3f CPU-s/Gb", v)
+	case Bytes:
+		return fmt.Sprintf("%.1f MiB", v/(1<<20))
+	case Allocs:
+		return fmt.Sprintf("%.3f %s", v, unit)
+	case PerOp:
+		return fmt.Sprintf("%.3g ns", v)
 	}
 	return fmt.Sprintf("%.4g %s", v, unit)
 }
@@ -67,12 +73,25 @@ func times(v float64) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
-// Describe is the machine and the run in a few lines.
-func (r *Result) Describe() []string {
+// Describe is the machine and the run in a few lines, with what speaks against the figures.
+func (r *Result) Describe() []string { return append(r.about(), r.warnings()...) }
+
+func (r *Result) about() []string {
 	e := r.Environment
 	lines := []string{
 		fmt.Sprintf("%s, %d CPUs, %d MiB, Linux %s, %s %s", e.CPU, e.CPUs, e.MemoryBytes>>20, e.Kernel, e.Go, e.GOARCH),
 		fmt.Sprintf("tulle %s, preset %s, IP%s, %d rounds, %s", e.Version, r.Preset, r.Family, r.Rounds, r.Created.Format(time.RFC3339)),
+	}
+	if r.Command != "" {
+		lines = append(lines, "Measured by: "+r.Command)
+	}
+	return lines
+}
+
+func (r *Result) warnings() (lines []string) {
+	e := r.Environment
+	if r.Preset == "quick" {
+		lines = append(lines, "Preset quick looks whether it works: too short for its figures to mean anything.")
 	}
 	if !e.Quiet() {
 		lines = append(lines, fmt.Sprintf("The machine was not idle: load average %.2f before the run. Do not publish these figures.", e.Load[0]))
@@ -88,6 +107,9 @@ func (r *Result) Describe() []string {
 func (r *Result) WriteTable(w io.Writer) error {
 	for _, line := range r.Describe() {
 		fmt.Fprintln(w, line)
+	}
+	if err := r.writeVerdicts(w); err != nil {
+		return err
 	}
 	rows := r.Summary()
 	for _, underlay := range r.Underlays() {
@@ -108,7 +130,7 @@ func (r *Result) WriteTable(w io.Writer) error {
 			if row.Value.N > 1 {
 				spread = fmt.Sprintf("%.0f%%", row.Value.Percent())
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", name, row.Path, Format(row.Value.Median, row.Unit), spread,
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", name, row.Path, row.Shown(), spread,
 				r.Ratio(row), strings.Join(row.Flags, ", "))
 		}
 		if err := t.Flush(); err != nil {
@@ -118,10 +140,25 @@ func (r *Result) WriteTable(w io.Writer) error {
 	return nil
 }
 
+// writeVerdicts writes the table of targets, for a terminal.
+func (r *Result) writeVerdicts(w io.Writer) error {
+	all := r.Verdicts()
+	if !judged(all) {
+		return nil
+	}
+	fmt.Fprintf(w, "\n%s\n", Tally(all))
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, strings.ToUpper(strings.Join(TargetColumns, "\t")))
+	for _, v := range all {
+		fmt.Fprintln(t, strings.Join(v.Texts(), "\t"))
+	}
+	return t.Flush()
+}
+
 func underlayTitle(underlay string) string {
 	switch underlay {
 	case "":
-		return "no underlay: what the generator can do, or a path that somebody else made"
+		return "no underlay: what the generator can do, the tables alone, or a path that somebody else made"
 	case "wire":
 		return "underlay wire (packets cross it in segments, with GRO at the end)"
 	}

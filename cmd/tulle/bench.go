@@ -22,13 +22,13 @@ func newBenchCommand() *cobra.Command {
 		Short: "Measure a path between pods, and compare ways to make one",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError("tulle bench: no command %q (have: run, compare, report)", args[0])
+				return usageError("tulle bench: no command %q (have: run, compare, scale, report)", args[0])
 			}
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newBenchRunCommand(), newBenchCompareCommand(), newBenchReportCommand(), newBenchRouterCommand())
+	c.AddCommand(newBenchRunCommand(), newBenchCompareCommand(), newBenchScaleCommand(), newBenchReportCommand(), newBenchRouterCommand())
 	return c
 }
 
@@ -128,7 +128,7 @@ func (o *compareOptions) run(ctx context.Context, out, progress io.Writer) error
 		return err
 	}
 	r, err := compare.Run(ctx, plan, compare.Options{Dir: o.dir, Family: o.family, Executable: self, RouterArgs: []string{"bench", "router"},
-		Version: versionString(), Progress: progress})
+		Version: versionString(), Command: o.command(), Progress: progress})
 	if err != nil {
 		return err
 	}
@@ -180,6 +180,26 @@ func (o *compareOptions) plan() (compare.Plan, error) {
 		plan.Rounds = o.rounds
 	}
 	return plan, nil
+}
+
+// command is what measures the same again: of the flags, those that choose it.
+func (o *compareOptions) command() string {
+	args := []string{"tulle bench compare --preset", o.preset}
+	for _, list := range []struct {
+		flag   string
+		values []string
+	}{{"--paths", o.paths}, {"--underlays", o.underlays}, {"--cases", o.cases}} {
+		if len(list.values) > 0 {
+			args = append(args, list.flag, strings.Join(list.values, ","))
+		}
+	}
+	if o.rounds > 0 {
+		args = append(args, "--rounds", strconv.Itoa(o.rounds))
+	}
+	if o.family != lab.FamilyV4 {
+		args = append(args, "--family", o.family)
+	}
+	return strings.Join(args, " ")
 }
 
 // percent reads 5% or 0.05.

@@ -54,7 +54,7 @@ func TestBenchQuick(t *testing.T) {
 		t.Fatal(err)
 	}
 	plan, _ := compare.FindPlan("quick")
-	if names := r.PathNames(); !slices.Equal(names, plan.Paths) || len(r.Failures) != 0 || len(r.Environment.Offloads["veth"]) == 0 {
+	if names := r.PathNames(); !slices.Equal(names, append(slices.Clone(plan.Paths), result.Tables)) || len(r.Failures) != 0 || len(r.Environment.Offloads["veth"]) == 0 {
 		t.Errorf("paths %v, want %v; failures %v; offloads %v", names, plan.Paths, r.Failures, r.Environment.Offloads)
 	}
 	for _, path := range plan.Paths {
@@ -67,7 +67,16 @@ func TestBenchQuick(t *testing.T) {
 			t.Errorf("no search of %s", path)
 		}
 	}
-	if !strings.Contains(stdout, "TO KERNEL") || !strings.Contains(stderr, "1/1  veth  water") {
+	for name, path := range map[string]string{"udp-64B/1-flow/flood/allocs": "tulle", "udp-64B/1-flow/flood/memory": "tulle-udp",
+		"fib/10000-routes/v6": result.Tables, "conntrack/memory/v4": result.Tables} {
+		if !slices.ContainsFunc(r.Figures, func(f result.Figure) bool { return f.Path == path && f.Name == name }) {
+			t.Errorf("no %s of %s", name, path)
+		}
+	}
+	if r.Command != "tulle bench compare --preset quick" {
+		t.Errorf("command %q", r.Command)
+	}
+	if !strings.Contains(stdout, "musts met") || !strings.Contains(stdout, "TO KERNEL") || !strings.Contains(stderr, "1/1  veth  water") {
 		t.Errorf("stdout:\n%s\nstderr:\n%s", stdout, stderr)
 	}
 	for file, want := range map[string]string{"r.html": "</html>", "r.md": "| tcp-rr |", "r.txt": "BenchmarkTcp-rr/path=kernel/underlay=veth 1 ", "r.json": `"schemaVersion": 1`} {
@@ -77,6 +86,35 @@ func TestBenchQuick(t *testing.T) {
 		}
 		if b, _ := os.ReadFile(path); !strings.Contains(string(b), want) {
 			t.Errorf("no %q in %s", want, file)
+		}
+	}
+}
+
+// TestBenchScale has every point of the smoke run: all frames and datagrams arrive, and the curves can be put into a report.
+func TestBenchScale(t *testing.T) {
+	dir := t.TempDir()
+	stdout, stderr, code := benchCommand(t, "scale", "--preset", "quick", "--dir", filepath.Join(dir, "lab"))
+	if code != 0 {
+		t.Fatalf("exit code %d\n%s", code, stderr)
+	}
+	curves, err := result.ReadCurves(strings.NewReader(stdout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, parameter := range []string{"flows", "peers", "pods"} {
+		for _, unit := range []string{result.CPUPacket, result.Allocs, "MiB/daemon", "lost/packet"} {
+			if !slices.ContainsFunc(curves, func(c result.Curve) bool {
+				return c.Parameter == parameter && c.Unit == unit && c.Benchmark == "scale.Traffic" && len(c.Points) == 2
+			}) && !strings.Contains(stderr, parameter+"=") {
+				t.Errorf("no curve of %s by %s\n%s\n%s", unit, parameter, stdout, stderr)
+			}
+		}
+	}
+	for _, c := range curves {
+		for _, p := range c.Points {
+			if c.Unit == "MiB/daemon" && p.Y < 1 || c.Unit == "lost/packet" && p.Y > 0.5 {
+				t.Errorf("%s=%g: %g %s", c.Parameter, p.X, p.Y, c.Unit)
+			}
 		}
 	}
 }
@@ -193,8 +231,9 @@ func TestBenchErrors(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"frobnicate"}, 2, `no command "frobnicate" (have: run, compare, report)`},
+		{[]string{"frobnicate"}, 2, `no command "frobnicate" (have: run, compare, scale, report)`},
 		{[]string{"compare", "--preset", "slow"}, 2, `no such preset (have: quick, table, full)`},
+		{[]string{"scale", "--preset", "table"}, 2, `no such preset (have: quick, full)`},
 		{[]string{"compare", "--paths", "string"}, 2, "no such path (have: bare, kernel, tulle"},
 		{[]string{"compare", "--cases", "x"}, 2, "no such case (have: tcp/1-flow"},
 		{[]string{"compare", "--underlays", "tin"}, 2, "no such underlay (have: veth, wire)"},

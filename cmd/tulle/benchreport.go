@@ -25,7 +25,9 @@ var reportFormats = []struct {
 }
 
 func newBenchReportCommand() *cobra.Command {
-	var format, output, curves string
+	var format, output string
+	var curves []string
+	var brief bool
 	c := &cobra.Command{
 		Use:   "report [FILE]",
 		Short: "Show a result.json as a table, a page or the input of benchstat",
@@ -40,15 +42,16 @@ func newBenchReportCommand() *cobra.Command {
 			if len(args) > 0 {
 				path = args[0]
 			}
-			if err := benchReport(c.OutOrStdout(), path, format, output, curves); err != nil {
+			if err := benchReport(c.OutOrStdout(), path, format, output, curves, brief); err != nil {
 				return fmt.Errorf("tulle bench report: %w", err)
 			}
 			return nil
 		},
 	}
-	c.Flags().StringVar(&format, "format", "", "table, html, md, gobench (for benchstat) or json (default: by the name of the file, else table)")
+	c.Flags().StringVar(&format, "format", "", "table, html, md (or markdown), gobench (for benchstat) or json (default: by the name of the file, else table)")
 	c.Flags().StringVarP(&output, "output", "o", "", "file to write, .html, .md, .txt or .json (default: stdout)")
-	c.Flags().StringVar(&curves, "curves", "", "output of go test -bench to add: what the size of tables costs, in html, md and json")
+	c.Flags().StringArrayVar(&curves, "curves", nil, "output of go test -bench or tulle bench scale to add: what sizes cost, in html, md and json; may be repeated")
+	c.Flags().BoolVar(&brief, "without-trials", false, "leave the raw trials out of the JSON: what the other forms are made from stays")
 	return c
 }
 
@@ -61,7 +64,7 @@ func readCurves(path string) ([]result.Curve, error) {
 	return result.ReadCurves(f)
 }
 
-func benchReport(stdout io.Writer, path, format, output, curves string) error {
+func benchReport(stdout io.Writer, path, format, output string, curves []string, brief bool) error {
 	write, err := reportFormat(format, output)
 	if err != nil {
 		return err
@@ -70,9 +73,17 @@ func benchReport(stdout io.Writer, path, format, output, curves string) error {
 	if err != nil {
 		return err
 	}
-	if curves != "" {
-		if r.Curves, err = readCurves(curves); err != nil {
+	for _, path := range curves {
+		more, err := readCurves(path)
+		if err != nil {
 			return fmt.Errorf("--curves: %w", err)
+		}
+		r.Curves = append(r.Curves, more...)
+	}
+	if brief {
+		r.Trials = []result.Trial{}
+		if format == "json" || filepath.Ext(output) == ".json" {
+			write = (*result.Result).WriteLines
 		}
 	}
 	if output == "" {
@@ -91,6 +102,9 @@ func benchReport(stdout io.Writer, path, format, output, curves string) error {
 
 func reportFormat(format, output string) (func(*result.Result, io.Writer) error, error) {
 	var names []string
+	if format == "markdown" {
+		format = "md"
+	}
 	for _, f := range reportFormats {
 		if f.name == format || format == "" && f.extension == filepath.Ext(output) {
 			return f.write, nil

@@ -82,7 +82,7 @@ func (o *benchRunOptions) run(ctx context.Context, out, progress io.Writer) erro
 	if ends.Remote != nil {
 		defer ends.Remote.Close()
 	}
-	r, err := compare.Measure(ctx, plan, title, ends, compare.Options{Version: versionString(), Progress: progress})
+	r, err := compare.Measure(ctx, plan, title, ends, compare.Options{Version: versionString(), Command: "tulle bench run --preset " + o.preset, Progress: progress})
 	if err != nil {
 		return err
 	}

@@ -36,6 +36,7 @@ type daemonConfig struct {
 	device      tap.Kind
 	underlay    string // underlayUDP or underlayPacket
 	workers     int
+	maxFlows    int // of each family
 	keep        bool
 	copyDSCP    bool
 	busyPoll    time.Duration

@@ -20,12 +20,12 @@ const (
 	// tapRetry is waited between two tries to make the TAP again.
 	tapRetry = 50 * time.Millisecond
 
-	// flowsPerFamily bounds the flow table: 32 MiB for IPv4 and 64 MiB for IPv6, used page by page as flows come.
+	// flowsPerFamily bounds the flow table unless --max-flows does: 32 MiB for IPv4 and 64 MiB for IPv6, used page by page as flows come.
 	flowsPerFamily = 1 << 18
-	// sweepInterval and sweepSlots let the table be looked through for expired flows every 13 seconds, in steps of less than a
+	// sweepInterval and sweepSteps let the table be looked through for expired flows every 13 seconds, in steps of less than a
 	// millisecond.
 	sweepInterval = 100 * time.Millisecond
-	sweepSlots    = 4 * flowsPerFamily / 128
+	sweepSteps    = 128
 )
 
 // A tunnelCodec is what the engine and the underlay need of the encapsulation.
@@ -62,7 +62,7 @@ func openForwarder(c *daemonConfig) (*forwarder, error) {
 	f := &forwarder{config: c, now: func() time.Duration { return time.Since(start) }}
 	err := f.openUnderlays()
 	if err == nil {
-		f.flows, err = conntrack.New(conntrack.Config{Flows4: flowsPerFamily, Flows6: flowsPerFamily})
+		f.flows, err = conntrack.New(conntrack.Config{Flows4: c.maxFlows, Flows6: c.maxFlows})
 	}
 	if err == nil {
 		err = c.kernel(control.State{}).CheckFree()
@@ -116,7 +116,7 @@ func (f *forwarder) sweep(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			f.flows.Sweep(f.now(), sweepSlots)
+			f.flows.Sweep(f.now(), 4*f.config.maxFlows/sweepSteps)
 		}
 	}
 }
@@ -205,7 +205,7 @@ func (f *forwarder) counters(ctx context.Context) (dataplane.Counters, error) {
 func (f *forwarder) tableReport() tableReport {
 	s := f.flows.Stats()
 	return tableReport{
-		Flows4: s.Flows4, Flows6: s.Flows6, Capacity4: flowsPerFamily, Capacity6: flowsPerFamily,
+		Flows4: s.Flows4, Flows6: s.Flows6, Capacity4: f.config.maxFlows, Capacity6: f.config.maxFlows,
 		Inserted: s.Inserted, Expired: s.Expired, Evicted: s.Evicted, Full: s.Full,
 	}
 }

@@ -1,0 +1,108 @@
+package compare
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tulle-net/tulle/scripts/lab"
+)
+
+// daemon is one of the path's, known by the namespace where it serves its metrics.
+type daemon struct{ namespace string }
+
+// metricsAddr is the daemon's default.
+const metricsAddr = "127.0.0.1:9470"
+
+// usage is what daemons have used since they began, but for memory, which is what they have now.
+type usage struct {
+	allocs, cpu, memory float64 // objects, seconds, bytes
+}
+
+// look adds up the path's daemons.
+func (s *session) look(sum *usage) error {
+	for _, d := range s.daemons {
+		if err := d.look(sum); err != nil {
+			return fmt.Errorf("metrics of %s: %w", d.namespace, err)
+		}
+	}
+	return nil
+}
+
+// spent is what the daemons use while run runs, which takes about window. What their control planes allocate in as long without it, before
+// or after, is not the packets': the more of both is taken off, with what the looks themselves take. Without daemons it is nothing.
+func (s *session) spent(ctx context.Context, window time.Duration, run func() error) (usage, error) {
+	if len(s.daemons) == 0 {
+		return usage{}, run()
+	}
+	idle := func() error { sleep(ctx, window); return nil }
+	var seen [4]usage
+	for i, step := range []func() error{nil, idle, run, idle} {
+		if step != nil {
+			if err := step(); err != nil {
+				return usage{}, err
+			}
+		}
+		if err := s.look(&seen[i]); err != nil {
+			return usage{}, err
+		}
+	}
+	allocs := func(i int) float64 { return seen[i].allocs - seen[i-1].allocs }
+	return usage{allocs: max(allocs(2)-max(allocs(1), allocs(3)), 0), cpu: seen[2].cpu - seen[1].cpu, memory: seen[2].memory}, nil
+}
+
+func (d daemon) look(sum *usage) error {
+	var c net.Conn
+	err := lab.In(d.namespace, func() (err error) { // the socket belongs where it is made
+		c, err = net.DialTimeout("tcp", metricsAddr, time.Second)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.WriteString(c, "GET /metrics HTTP/1.0\r\n\r\n"); err != nil {
+		return err
+	}
+	return sum.add(c)
+}
+
+// add reads Prometheus' text format.
+func (u *usage) add(text io.Reader) error {
+	want := map[string]*float64{"go_memstats_mallocs_total": &u.allocs, "process_cpu_seconds_total": &u.cpu, "process_resident_memory_bytes": &u.memory}
+	found := 0
+	s := bufio.NewScanner(text)
+	for s.Scan() {
+		name, number, _ := strings.Cut(s.Text(), " ")
+		sum := want[name]
+		if sum == nil {
+			continue
+		}
+		v, err := strconv.ParseFloat(number, 64)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		*sum += v
+		found++
+	}
+	if err := s.Err(); err != nil {
+		return err
+	}
+	if found != len(want) {
+		return fmt.Errorf("%d of %d metrics", found, len(want))
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
