@@ -37,6 +37,10 @@ type Lease struct {
 	Owner
 	Netns string       `json:"netns"` // path of the network namespace when the lease was made
 	Addrs []netip.Addr `json:"addrs"` // IPv4 first
+
+	// What else the interface was made with; nothing here depends on it.
+	MAC string `json:"mac,omitempty"` // asked for; empty: none in particular
+	MTU int    `json:"mtu"`           // bytes
 }
 
 // A Pool is what addresses are taken from: all of a subnet but its reserved ones.
