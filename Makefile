@@ -29,6 +29,7 @@ TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle ./cmd/tulle
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle-cni ./cmd/tulle-cni
 
 demo: need-root build
 	$(GO) build -o bin/demo ./scripts/demo

@@ -30,6 +30,7 @@ type Kernel struct {
 	L3 bool
 	// GSOMaxSegs bounds the segments of a super-packet that the kernel may hand to the device; 0 leaves the bound as it is.
 	GSOMaxSegs uint32
+	Pods       []Pod
 }
 
 // A Change is one thing that Apply found different from what it has to be, and mended.
@@ -43,6 +44,7 @@ const (
 	ChangedRoute   Change = "route"
 	// ChangedNeighbour is only seen with IPv6.
 	ChangedNeighbour Change = "neighbour"
+	ChangedPod       Change = "pod" // a rule, or a route to a pod
 )
 
 // CheckFree refuses a TAP that another process holds: the kernel would share its packets out between both. A TAP that
@@ -77,6 +79,7 @@ func (k Kernel) Apply() ([]Change, error) {
 		{ChangedAddress, k.applyAddress},
 		{ChangedRoute, k.applyRoutes},
 		{ChangedNeighbour, k.applyNeighbour},
+		{ChangedPod, k.applyPods},
 	} {
 		changed, err := part.apply(link)
 		if changed {
@@ -119,7 +122,7 @@ func (k Kernel) Remove() error {
 	if err != nil {
 		return fmt.Errorf("remove routes: %w", err)
 	}
-	var errs []error
+	errs := []error{k.removePods()}
 	for _, r := range have {
 		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("remove route %s: %w", r.Dst, err))

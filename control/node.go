@@ -122,6 +122,11 @@ func GatewayAddr(subnet netip.Prefix) netip.Addr { return TunnelAddr(subnet).Nex
 // EngineAddr returns the engine's own address: the one before the subnet's last, on no interface and never a pod's.
 func EngineAddr(subnet netip.Prefix) netip.Addr { return lastAddr(subnet).Prev() }
 
+// PodReserved lists the addresses of a subnet that no pod gets: the node's own and, for the sake of IPv4, the last one.
+func PodReserved(subnet netip.Prefix) []netip.Addr {
+	return []netip.Addr{TunnelAddr(subnet), GatewayAddr(subnet), EngineAddr(subnet), lastAddr(subnet)}
+}
+
 // lastAddr returns the last address of a prefix.
 func lastAddr(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()

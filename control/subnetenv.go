@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/tulle-net/tulle/control/atomicfile"
 )
 
 // SubnetEnv returns the content of flannel's subnet.env for a node with a subnet (flannel v0.28,
@@ -26,30 +28,11 @@ func SubnetEnv(s State, ipMasq bool) string {
 
 // WriteSubnetEnv puts content into the file in one step, so that a reader sees the old or the new file whole.
 func WriteSubnetEnv(path, content string) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("subnet file: %w", err)
 	}
-	f, err := os.CreateTemp(dir, ".subnet.env-")
-	if err != nil {
+	if err := atomicfile.Write(path, []byte(content), 0o644); err != nil {
 		return fmt.Errorf("subnet file: %w", err)
-	}
-	defer os.Remove(f.Name()) // gone after the rename
-	_, err = f.WriteString(content)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("subnet file %s: %w", path, err)
 	}
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/cniapi"
 )
 
 // The local API: JSON over HTTP on the unix socket RUN_DIR/tulle.sock, for root and the daemon's own user.
@@ -74,6 +76,11 @@ func listenAPI(d *daemon) (*apiServer, error) {
 	mux.HandleFunc("GET "+pathTrace, d.answerTrace)
 	mux.HandleFunc("GET "+pathPing, d.answerPing)
 	mux.HandleFunc("GET "+pathCapture, d.answerCapture)
+	mux.HandleFunc("POST "+cniapi.PathAdd, carryOut(d.pods.add))
+	mux.HandleFunc("POST "+cniapi.PathDel, carryOut(d.pods.del))
+	mux.HandleFunc("POST "+cniapi.PathCheck, carryOut(d.pods.check))
+	mux.HandleFunc("POST "+cniapi.PathGC, carryOut(d.pods.gc))
+	mux.HandleFunc("POST "+cniapi.PathStatus, carryOut(d.pods.status))
 	return &apiServer{listener: listener, server: &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}, captures: &d.captures}, nil
 }
 
@@ -136,6 +143,43 @@ func answer[T any](get func(context.Context) (T, error)) http.HandlerFunc {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(v) // fails only when the client has gone
 	}
+}
+
+// maxRequest bounds the body of a request, in bytes: a GC names each of the node's pods.
+const maxRequest = 4 << 20
+
+// carryOut serves what do makes of a request. It goes on when the client has gone: what it asked for is then there to be
+// deleted, and not half there. An error has its code and message in the body.
+func carryOut[Request, Answer any](do func(Request) (Answer, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		var request Request
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&request); err != nil {
+			refuse(w, &cniapi.Error{Code: cniapi.CodeDecode, Msg: fmt.Sprintf("request: %s", err)})
+			return
+		}
+		v, err := do(request)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		json.NewEncoder(w).Encode(v) // fails only when the client has gone
+	}
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	var e *cniapi.Error
+	if !errors.As(err, &e) {
+		e = &cniapi.Error{Code: cniapi.CodeInternal, Msg: err.Error()}
+	}
+	status := http.StatusBadRequest
+	if e.Code == cniapi.CodeInternal {
+		status = http.StatusInternalServerError
+	}
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(e)
 }
 
 // ask gets one path of the daemon that serves runDir. Without a daemon the error has exit code 3.

@@ -31,6 +31,7 @@ type daemonConfig struct {
 	gossip      *gossipConfig
 	peersFile   string
 	runDir      string
+	stateDir    string
 	subnetFile  string
 	metricsAddr string
 	device      tap.Kind
@@ -60,6 +61,7 @@ type daemon struct {
 	gossip     *gossip.Store // nil with static peers alone
 	traces     atomic.Int32  // running
 	captures   captures
+	pods       *pods
 }
 
 // runDaemon runs the node until ctx ends, and removes what it made.
@@ -83,6 +85,9 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
+	if d.pods, err = openPods(d); err != nil {
+		return err
+	}
 	if err := d.openStores(peers); err != nil {
 		return err
 	}
@@ -107,6 +112,7 @@ func (d *daemon) openStores(peers []control.Node) error {
 	idle := base
 	idle.Self.Subnet, idle.Self.IPv6Subnet = netip.Prefix{}, netip.Prefix{}
 	d.reconciler = control.NewReconciler(c.kernel(idle), d.reached)
+	d.reconciler.SetPods(d.pods.known())
 	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, paths: d.forwarder.prober.reports, file: peers}
 	if c.gossip == nil {
 		d.network.setFile(peers, nil)
@@ -143,7 +149,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	parts := []func(context.Context) error{
 		func(ctx context.Context) error { return d.forwarder.run(ctx, d.reconciler.Wake) },
 		d.forwarder.sweep, func(ctx context.Context) error { return d.forwarder.prober.run(ctx, d.network.setPathMTU) },
-		d.reconciler.Run, api.run, metrics.run,
+		d.reconciler.Run, api.run, metrics.run, d.pods.run,
 	}
 	if raw := d.forwarder.raw; raw != nil {
 		parts = append(parts, raw.resolver.Run)
@@ -202,6 +208,9 @@ func secondsSince(t time.Time) float64 { return time.Since(t).Seconds() }
 // close removes what the daemon made, unless it is to be kept.
 func (d *daemon) close() error {
 	err := d.forwarder.close(d.config.keep)
+	if d.pods != nil {
+		err = errors.Join(err, d.pods.store.Close())
+	}
 	if d.config.keep {
 		return err
 	}

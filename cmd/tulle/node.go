@@ -104,7 +104,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.subnet, "subnet", "", "this node's subnet of the cluster network, such as 10.244.1.0/24, given instead of claimed; dual stack: IPv4,IPv6")
 	f.StringVar(&o.peers, "peers", "", "JSON file with static nodes, beside the store's; read again when it changes")
 	f.StringVar(&o.runDir, "run-dir", defaultRunDir, "directory of the socket that the other commands talk to")
-	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory of this node's identity and claims, which outlive the daemon")
+	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory of this node's identity, its claims and its pods' addresses, which outlive the daemon")
 	f.StringVar(&o.subnetFile, "subnet-file", "", "flannel's subnet.env, written once the node forwards (default: RUN-DIR/subnet.env)")
 	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9470", "address of /metrics, /healthz and /readyz; empty for none")
 	f.StringVar(&o.underlay, "underlay", underlayUDP, "sockets that carry the tunnel: udp, or packet (whole frames on raw sockets of one Ethernet link)")
@@ -144,7 +144,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
+		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {

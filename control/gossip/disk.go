@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/tulle-net/tulle/control/atomicfile"
 )
 
 // Files in the state directory.
@@ -71,7 +73,7 @@ func newIdentity(dir string) (ed25519.PrivateKey, error) {
 	if err := os.Remove(filepath.Join(dir, stateFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remove the state of the former key: %w", err)
 	}
-	return key, writeFile(filepath.Join(dir, keyFile), []byte(hex.EncodeToString(key.Seed())+"\n"))
+	return key, atomicfile.Write(filepath.Join(dir, keyFile), []byte(hex.EncodeToString(key.Seed())+"\n"), 0o600)
 }
 
 func readKey(path string) (ed25519.PrivateKey, error) {
@@ -147,39 +149,5 @@ func (s *diskState) save(dir string) error {
 	if err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
-	return writeFile(filepath.Join(dir, stateFile), append(data, '\n'))
-}
-
-// writeFile replaces path, 0600: whoever reads it, even after a crash at any point, finds the old or the new content.
-func writeFile(path string, data []byte) (err error) {
-	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return atomicfile.Write(filepath.Join(dir, stateFile), append(data, '\n'), 0o600)
 }

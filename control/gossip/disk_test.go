@@ -164,10 +164,3 @@ func TestIdentityOnDisk(t *testing.T) {
 		t.Errorf("a state without its key: %v", err)
 	}
 }
-
-func TestWriteFileNamesTheFile(t *testing.T) {
-	err := writeFile(filepath.Join(t.TempDir(), "absent", "file"), nil)
-	if err == nil || !strings.Contains(err.Error(), "absent/file") {
-		t.Error(err)
-	}
-}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	cni "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/bench"
+	"github.com/tulle-net/tulle/scripts/lab"
+	"github.com/tulle-net/tulle/scripts/need"
+)
+
+const cniNetwork = "tulle-test"
+
+// A sandbox is a container's network namespace. It has no name and goes with the test's process.
+type sandbox struct {
+	id, name string // name is the path by which the daemon opens it
+	file     *os.File
+}
+
+func newSandbox(t testing.TB, id string) *sandbox {
+	t.Helper()
+	made := make(chan *os.File, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread goes, and leaves the namespace to the file
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+		}
+		f, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			t.Error(err)
+		}
+		made <- f
+	}()
+	f := <-made
+	s := &sandbox{id, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), f}
+	t.Cleanup(func() { s.file.Close() })
+	return s
+}
+
+func (s *sandbox) run(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET)
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+func (s *sandbox) config(ifname string) *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{ContainerID: s.id, NetNS: s.name, IfName: ifname}
+}
+
+// pluginDir builds the plugin once for all tests.
+var pluginDir = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "tulle-cni-")
+	if err == nil {
+		_, err = need.Binary(contextOfTests, dir, "cmd/tulle-cni")
+	}
+	return dir, err
+})
+
+// A cniRuntime is a container runtime's use of CNI on one node.
+type cniRuntime struct {
+	t    testing.TB
+	cni  *libcni.CNIConfig
+	list *libcni.NetworkConfigList
+}
+
+func newRuntime(t testing.TB, n lab.Node, version string) *cniRuntime {
+	t.Helper()
+	bin, err := pluginDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &cniRuntime{t, libcni.NewCNIConfigWithCacheDir([]string{bin}, t.TempDir(), nil), conflist(t, n.RunDir, version)}
+}
+
+func conflist(t testing.TB, runDir, version string) *libcni.NetworkConfigList {
+	t.Helper()
+	data, err := json.Marshal(map[string]any{"cniVersion": version, "name": cniNetwork, "plugins": []map[string]any{
+		{"type": "tulle-cni", "runDir": runDir, "capabilities": map[string]bool{"ips": true, "mac": true}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := libcni.ConfListFromBytes(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func (r *cniRuntime) tryAdd(s *sandbox, capabilities map[string]any) (*cni.Result, error) {
+	rt := s.config("eth0")
+	rt.CapabilityArgs = capabilities
+	result, err := r.cni.AddNetworkList(r.t.Context(), r.list, rt)
+	if err != nil {
+		return nil, err
+	}
+	return cni.NewResultFromResult(result)
+}
+
+func (r *cniRuntime) add(s *sandbox) *cni.Result {
+	r.t.Helper()
+	result, err := r.tryAdd(s, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return result
+}
+
+func (r *cniRuntime) del(s *sandbox) error {
+	return r.cni.DelNetworkList(contextOfTests, r.list, s.config("eth0"))
+}
+
+func (r *cniRuntime) check(s *sandbox) error {
+	return r.cni.CheckNetworkList(r.t.Context(), r.list, s.config("eth0"))
+}
+
+// addrsOf returns the addresses in a result.
+func addrsOf(r *cni.Result) (addrs []netip.Addr) {
+	for _, ip := range r.IPs {
+		a, _ := netip.AddrFromSlice(ip.Address.IP)
+		addrs = append(addrs, a.Unmap())
+	}
+	return addrs
+}
+
+// reach demands that pings from a namespace are answered.
+func reach(t testing.TB, from func(func() error) error, to netip.Addr) {
+	t.Helper()
+	if r := pingFrom(t, from, to); r.Lost() != 0 || r.Duplicates != 0 || r.Corrupt != 0 {
+		t.Errorf("ping %s: %+v", to, r)
+	}
+}
+
+func pingFrom(t testing.TB, from func(func() error) error, to netip.Addr) bench.PingResult {
+	t.Helper()
+	var pinger *bench.Pinger
+	if err := from(func() (err error) {
+		pinger, err = bench.NewPinger(to, bench.Ping{Count: 3, Size: 56, Timeout: 2 * time.Second})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer pinger.Close()
+	r, err := pinger.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// inNode runs f in a node's namespace.
+func inNode(n lab.Node) func(func() error) error {
+	return func(f func() error) error { return lab.In(n.Namespace, f) }
+}

@@ -1,0 +1,579 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	cni "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+
+	"github.com/tulle-net/tulle/control/attach"
+	"github.com/tulle-net/tulle/control/cniapi"
+	"github.com/tulle-net/tulle/scripts/lab"
+)
+
+// wantCode demands an error with a code of the specification.
+func wantCode(t testing.TB, what string, err error, code uint) {
+	t.Helper()
+	var e *types.Error
+	if !errors.As(err, &e) || e.Code != code {
+		t.Errorf("%s: %v, want code %d", what, err, code)
+	}
+}
+
+// podLinks lists the node's ends of pods.
+func podLinks(t *testing.T, n lab.Node) (links []string) {
+	t.Helper()
+	in(t, n, func() error {
+		names, err := attach.Links()
+		for name := range names {
+			if strings.HasPrefix(name, "tulle") && name != tapName {
+				links = append(links, name)
+			}
+		}
+		return err
+	})
+	return links
+}
+
+// traceless demands that a node has nothing of any pod any more.
+func traceless(t *testing.T, n lab.Node) {
+	t.Helper()
+	if links := podLinks(t, n); len(links) != 0 {
+		t.Errorf("%s: links are left: %v", n.Name, links)
+	}
+	in(t, n, func() error {
+		for _, table := range []int{8401, 8402} {
+			routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+			if err != nil || len(routes) != 0 {
+				t.Errorf("%s: table %d has %v, %v", n.Name, table, routes, err)
+			}
+		}
+		return nil
+	})
+	data, err := os.ReadFile(filepath.Join(filepath.Dir(n.RunDir), "state", "ipam.json"))
+	if err != nil || !bytes.Contains(data, []byte(`"leases":[]`)) && !bytes.Contains(data, []byte(`"leases":null`)) {
+		t.Errorf("%s: leases are left: %s %v", n.Name, data, err)
+	}
+}
+
+// TestCNIVerbs goes through the rules of the specification, on one node, in each version that the plugin speaks.
+func TestCNIVerbs(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile})
+	n := l.Nodes()[0]
+	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		t.Run(version, func(t *testing.T) { lifeOf(t, n, newRuntime(t, n, version), version) })
+	}
+	traceless(t, n)
+}
+
+func lifeOf(t *testing.T, n lab.Node, r *cniRuntime, version string) {
+	s := newSandbox(t, "c-"+version)
+	rt := s.config("eth0")
+	raw, err := r.cni.AddNetworkList(t.Context(), r.list, rt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raw.Version() != version {
+		t.Errorf("result of version %s", raw.Version())
+	}
+	result, err := cni.NewResultFromResult(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkResult(t, n, s, result, version)
+	_, err = r.tryAdd(s, nil)
+	wantCode(t, "ADD again", err, cniapi.CodeExists)
+	if version != "0.3.1" { // which has no CHECK
+		if err := r.check(s); err != nil {
+			t.Errorf("CHECK: %v", err)
+		}
+	}
+	if err := r.del(s); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.run(func() error { _, err := netlink.LinkByName("eth0"); return err }); !errors.As(err, new(netlink.LinkNotFoundError)) {
+		t.Errorf("eth0 after DEL: %v", err)
+	}
+	if err := r.del(s); err != nil {
+		t.Errorf("DEL again: %v", err)
+	}
+	rt.NetNS = ""
+	if err := r.cni.DelNetworkList(t.Context(), r.list, rt); err != nil {
+		t.Errorf("DEL without namespace: %v", err)
+	}
+	again := addrsOf(r.add(s))
+	if before := addrsOf(result); again[0] == before[0] {
+		t.Errorf("address %s is used again at once", again[0])
+	}
+	rt.NetNS = "/proc/1/fd/99999/gone"
+	if err := r.cni.DelNetworkList(t.Context(), r.list, rt); err != nil {
+		t.Errorf("DEL with the namespace gone: %v", err)
+	}
+}
+
+func checkResult(t *testing.T, n lab.Node, s *sandbox, r *cni.Result, version string) {
+	t.Helper()
+	if len(r.Interfaces) != 2 || len(r.IPs) != 1 || len(r.Routes) != 1 {
+		t.Fatalf("result %+v", r)
+	}
+	node, pod, ip := r.Interfaces[0], r.Interfaces[1], r.IPs[0]
+	if node.Sandbox != "" || !strings.HasPrefix(node.Name, "tulle") || pod.Name != "eth0" || pod.Sandbox != s.name || ip.Interface == nil || *ip.Interface != 1 {
+		t.Errorf("interfaces %+v and %+v, address on %v", node, pod, ip.Interface)
+	}
+	if version == "1.1.0" && (pod.Mtu != 1450 || node.Mtu != 1450) {
+		t.Errorf("MTU %d and %d", pod.Mtu, node.Mtu)
+	}
+	if a, _ := netip.AddrFromSlice(ip.Address.IP); !n.Subnet.Contains(a.Unmap()) || !strings.HasSuffix(ip.Address.String(), "/32") || ip.Gateway.String() != "169.254.1.1" {
+		t.Errorf("address %v via %v", &ip.Address, ip.Gateway)
+	}
+	if r.Routes[0].Dst.String() != "0.0.0.0/0" {
+		t.Errorf("route %v", r.Routes[0])
+	}
+	if err := s.run(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if mac := link.Attrs().HardwareAddr.String(); mac != pod.Mac || link.Attrs().MTU != 1450 {
+			t.Errorf("MAC %s, MTU %d; the result says %s", mac, link.Attrs().MTU, pod.Mac)
+		}
+		ra, err := os.ReadFile("/proc/sys/net/ipv6/conf/eth0/accept_ra")
+		if strings.TrimSpace(string(ra)) != "0" {
+			t.Errorf("accept_ra %q", ra)
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCNIConcurrent adds 200 containers at once: each has an address of its own. Then it deletes them at once.
+func TestCNIConcurrent(t *testing.T) {
+	const containers = 200
+	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile})
+	n := l.Nodes()[0]
+	r := newRuntime(t, n, "1.1.0")
+	boxes, addrs := make([]*sandbox, containers), make([]netip.Addr, containers)
+	for i := range boxes {
+		boxes[i] = newSandbox(t, fmt.Sprint("c", i))
+	}
+	start := time.Now()
+	all := func(what string, f func(int) error) {
+		t.Helper()
+		var wg sync.WaitGroup
+		for i := range boxes {
+			wg.Go(func() {
+				if err := f(i); err != nil {
+					t.Errorf("%s of container %d: %v", what, i, err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	all("ADD", func(i int) error {
+		result, err := r.tryAdd(boxes[i], nil)
+		if err == nil {
+			addrs[i] = addrsOf(result)[0]
+		}
+		return err
+	})
+	t.Logf("%d containers at once added in %s", containers, time.Since(start).Round(time.Millisecond))
+	seen := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if seen[a] || !n.Subnet.Contains(a) {
+			t.Errorf("address %s twice, or not of %s", a, n.Subnet)
+		}
+		seen[a] = true
+	}
+	for range 10 {
+		reach(t, boxes[rand.IntN(containers)].run, addrs[rand.IntN(containers)])
+	}
+	all("CHECK", func(i int) error { return r.check(boxes[i]) })
+	all("DEL", func(i int) error { return r.del(boxes[i]) })
+	traceless(t, n)
+}
+
+// TestCNICheck damages one thing after the other: CHECK finds each.
+func TestCNICheck(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile})
+	n := l.Nodes()[0]
+	r := newRuntime(t, n, "1.1.0")
+	link := func(f func(netlink.Link) error) func() error {
+		return func() error {
+			eth0, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			return f(eth0)
+		}
+	}
+	neighbour := func(link netlink.Link) error {
+		return netlink.NeighDel(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: []byte{169, 254, 1, 1}})
+	}
+	for what, damage := range map[string]func() error{
+		"link down":    link(netlink.LinkSetDown),
+		"link deleted": link(netlink.LinkDel),
+		"MAC":          link(func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 9}) }),
+		"MTU":          link(func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1400) }),
+		"neighbour":    link(neighbour),
+		"address":      link(removeAddress),
+		"route": link(func(l netlink.Link) error {
+			routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: l.Attrs().Index, Gw: []byte{169, 254, 1, 1}}, netlink.RT_FILTER_GW|netlink.RT_FILTER_OIF)
+			if err != nil || len(routes) != 1 {
+				return fmt.Errorf("%v %w", routes, err)
+			}
+			return netlink.RouteDel(&routes[0])
+		}),
+	} {
+		t.Run(what, func(t *testing.T) {
+			s := newSandbox(t, strings.ReplaceAll(what, " ", "-"))
+			r.add(s)
+			if err := r.check(s); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.run(damage); err != nil {
+				t.Fatal(err)
+			}
+			err := r.check(s)
+			var e *types.Error
+			if !errors.As(err, &e) || e.Code != cniapi.CodeDamaged && !(what == "link deleted" && e.Code == cniapi.CodeUnknownContainer) { // the sweep may have come first
+				t.Errorf("CHECK: %v", err)
+			}
+			if err := r.del(s); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	other := newSandbox(t, "other")
+	r.add(other)
+	if err := r.del(newSandbox(t, "never-added")); err != nil {
+		t.Errorf("DEL of what was never added: %v", err)
+	}
+	if err := r.check(other); err != nil {
+		t.Error(err)
+	}
+	if err := r.del(other); err != nil {
+		t.Error(err)
+	}
+	traceless(t, n)
+}
+
+// TestCNIGC keeps the attachments that are named and frees all others of this network, not those of another one.
+func TestCNIGC(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile})
+	n := l.Nodes()[0]
+	r, foreign := newRuntime(t, n, "1.1.0"), newRuntime(t, n, "1.1.0")
+	foreign.list = renamed(t, n.RunDir, "tulle-other")
+	var boxes []*sandbox
+	for i := range 6 {
+		boxes = append(boxes, newSandbox(t, fmt.Sprint("c", i)))
+		r.add(boxes[i])
+	}
+	alien := newSandbox(t, "c0-alien")
+	foreign.add(alien)
+	var keep []types.GCAttachment
+	for _, s := range boxes[:2] {
+		keep = append(keep, types.GCAttachment{ContainerID: s.id, IfName: "eth0"})
+	}
+	// A runtime that lost its cache: the plugin's own GC has to do it, not the library's DELs.
+	forgetful := newRuntime(t, n, "1.1.0")
+	if err := forgetful.cni.GCNetworkList(t.Context(), forgetful.list, &libcni.GCArgs{ValidAttachments: keep}); err != nil {
+		t.Fatal(err)
+	}
+	if links := podLinks(t, n); len(links) != 3 {
+		t.Errorf("%d links are left: %v", len(links), links)
+	}
+	for i, s := range boxes {
+		if err := r.check(s); (err == nil) != (i < 2) {
+			t.Errorf("container %d after GC: %v", i, err)
+		}
+	}
+	if err := foreign.check(alien); err != nil {
+		t.Errorf("the other network's container: %v", err)
+	}
+	for _, x := range []*cniRuntime{forgetful, foreign} {
+		if err := x.cni.GCNetworkList(t.Context(), x.list, &libcni.GCArgs{}); err != nil {
+			t.Error(err)
+		}
+	}
+	traceless(t, n)
+}
+
+func renamed(t testing.TB, runDir, name string) *libcni.NetworkConfigList {
+	t.Helper()
+	list := conflist(t, runDir, "1.1.0")
+	data := bytes.ReplaceAll(list.Bytes, []byte(cniNetwork), []byte(name))
+	list, err := libcni.ConfListFromBytes(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// TestCNIVanished frees what belongs to a container whose namespace went without DEL, also while the daemon was dead.
+func TestCNIVanished(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile})
+	n := l.Nodes()[0]
+	r := newRuntime(t, n, "1.1.0")
+	gone, stays := newSandbox(t, "gone"), newSandbox(t, "stays")
+	r.add(gone)
+	r.add(stays)
+	if err := l.StopNode(t.Context(), 1, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	gone.file.Close()
+	for deadline := time.Now().Add(30 * time.Second); len(podLinks(t, n)) != 1; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the kernel keeps the link")
+		}
+	}
+	if err := l.StartNode(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.check(stays); err != nil {
+		t.Error(err)
+	}
+	wantCode(t, "CHECK of the vanished", r.check(gone), cniapi.CodeUnknownContainer)
+	if err := r.del(stays); err != nil {
+		t.Error(err)
+	}
+	traceless(t, n)
+}
+
+// TestCNIStatic asks for addresses and a MAC.
+func TestCNIStatic(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile, Family: lab.FamilyDual})
+	n := l.Nodes()[0]
+	r := newRuntime(t, n, "1.1.0")
+	v4, v6 := "10.244.1.77", "fd44:0:0:1::77"
+	s, other := newSandbox(t, "static"), newSandbox(t, "other")
+	result, err := r.tryAdd(s, map[string]any{"ips": []string{v6 + "/64", v4 + "/24"}, "mac": "02:11:22:33:44:55"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(addrsOf(result)); got != fmt.Sprintf("[%s %s]", v4, v6) || result.Interfaces[1].Mac != "02:11:22:33:44:55" {
+		t.Errorf("addresses %s, interfaces %+v", got, result.Interfaces[1])
+	}
+	if err := r.check(s); err != nil {
+		t.Error(err)
+	}
+	for what, c := range map[string]struct {
+		capabilities map[string]any
+		code         uint
+	}{
+		"taken":      {map[string]any{"ips": []string{v4}}, cniapi.CodeNoAddress},
+		"the node's": {map[string]any{"ips": []string{"10.244.1.1"}}, cniapi.CodeConfig},
+		"elsewhere":  {map[string]any{"ips": []string{"10.244.2.9"}}, cniapi.CodeConfig},
+		"no address": {map[string]any{"ips": []string{"10.244.2"}}, cniapi.CodeConfig},
+		"group MAC":  {map[string]any{"mac": "01:11:22:33:44:55"}, cniapi.CodeConfig},
+	} {
+		_, err := r.tryAdd(other, c.capabilities)
+		wantCode(t, what, err, c.code)
+	}
+	reach(t, inNode(n), netip.MustParseAddr(v4))
+	reach(t, inNode(n), netip.MustParseAddr(v6))
+	if err := errors.Join(r.del(s), r.del(other)); err != nil {
+		t.Error(err)
+	}
+	traceless(t, n)
+}
+
+// TestCNIUnavailable asks for what cannot be: 11 while no subnet is confirmed, 50 while no daemon answers.
+func TestCNIUnavailable(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0})
+	n := l.Nodes()[0]
+	r := newRuntime(t, n, "1.1.0")
+	s := newSandbox(t, "c")
+	if err := r.cni.GetStatusNetworkList(t.Context(), r.list); err != nil {
+		t.Errorf("STATUS: %v", err)
+	}
+	r.add(s)
+	if err := l.StopNode(t.Context(), 1, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "STATUS without daemon", r.cni.GetStatusNetworkList(t.Context(), r.list), cniapi.CodeUnavailable)
+	_, err := r.tryAdd(newSandbox(t, "d"), nil)
+	wantCode(t, "ADD without daemon", err, cniapi.CodeUnavailable)
+	wantCode(t, "DEL without daemon", r.del(s), cniapi.CodeUnavailable)
+	if err := l.StartNode(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	r.list = conflist(t, newUnconfirmed(t), "1.1.0")
+	wantCode(t, "STATUS without subnet", r.cni.GetStatusNetworkList(t.Context(), r.list), cniapi.CodeTryAgain)
+	_, err = r.tryAdd(newSandbox(t, "d"), nil)
+	wantCode(t, "ADD without subnet", err, cniapi.CodeTryAgain)
+}
+
+// newUnconfirmed starts a daemon of its own namespace whose store cannot give it a subnet: all of the network is reserved by
+// a static peer. It returns the run directory.
+func newUnconfirmed(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	runDir, peers, conf := filepath.Join(dir, "run"), filepath.Join(dir, "peers.json"), filepath.Join(dir, "net-conf.json")
+	for path, content := range map[string]string{
+		peers: `[{"name":"all","publicIP":"192.0.2.9","subnet":"10.99.0.0/16","backendType":"vxlan","backendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}]`,
+		conf:  `{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan"}}`,
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := newSandbox(t, "node")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "node", "--name", "u", "--insecure-no-key", "--config", conf, "--peers", peers, "--run-dir", runDir,
+		"--state-dir", filepath.Join(dir, "state"), "--public-ip", "192.0.2.1", "--metrics-addr", "")
+	cmd.Env = append(os.Environ(), asTulle+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	if err := s.run(func() error {
+		under := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "under"}, PeerName: "other"}
+		addr, err := netlink.ParseAddr("192.0.2.1/24")
+		return errors.Join(err, netlink.LinkAdd(under), netlink.LinkSetUp(under), netlink.AddrAdd(under, addr))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	held := make(chan struct{})
+	started := make(chan error, 1)
+	go s.run(func() error { // the thread that starts it must live: it is the parent of Pdeathsig
+		started <- cmd.Start()
+		<-held
+		return nil
+	})
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); close(held) })
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(runDir, socketName)); err == nil {
+			return runDir
+		}
+		if time.Now().After(deadline) {
+			cmd.Process.Kill()
+			cmd.Wait()
+			t.Fatalf("no socket: %s", &log)
+		}
+	}
+}
+
+// TestCNIRefused gives the plugin itself what no runtime should.
+func TestCNIRefused(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile})
+	n := l.Nodes()[0]
+	s := newSandbox(t, "c")
+	good := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"net","type":"tulle-cni","runDir":%q}`, n.RunDir)
+	with := func(key, value string) string {
+		return strings.Replace(good, "{", fmt.Sprintf("{%q:%s,", key, value), 1)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		what, command, config string
+		env                   []string
+		code                  uint
+	}{
+		{"container ID", "ADD", good, []string{"CNI_CONTAINERID=../x"}, 4},
+		{"interface", "ADD", good, []string{"CNI_IFNAME=../x"}, 4},
+		{"interface dots", "ADD", good, []string{"CNI_IFNAME=.."}, 4},
+		{"long interface", "ADD", good, []string{"CNI_IFNAME=abcdefghijklmnop"}, 4},
+		{"namespace detour", "ADD", good, []string{"CNI_NETNS=/run/netns/../../proc/1/ns/net"}, 4},
+		{"relative namespace", "ADD", good, []string{"CNI_NETNS=ns"}, 4},
+		{"no namespace", "ADD", good, []string{"CNI_NETNS=" + file}, 4},
+		{"other namespace", "ADD", good, []string{"CNI_NETNS=/proc/self/ns/mnt"}, 4},
+		{"absent namespace", "ADD", good, []string{"CNI_NETNS=/proc/self/ns/nothing"}, 4},
+		{"the node's namespace", "ADD", good, []string{fmt.Sprintf("CNI_NETNS=/proc/%d/ns/net", n.PID)}, 4},
+		{"DEL detour", "DEL", good, []string{"CNI_NETNS=/a/../b"}, 4},
+		{"DEL container", "DEL", good, []string{"CNI_CONTAINERID=a/b"}, 4},
+		{"CHECK detour", "CHECK", good, []string{"CNI_NETNS=/a/../b"}, 4},
+		{"network name", "ADD", strings.Replace(good, `"net"`, `"../net"`, 1), nil, 7},
+		{"no network name", "ADD", strings.Replace(good, `"net"`, `""`, 1), nil, 7},
+		{"run directory", "ADD", strings.Replace(good, n.RunDir, n.RunDir+"/../run", 1), nil, 7},
+		{"relative run directory", "ADD", strings.Replace(good, n.RunDir, "run", 1), nil, 7},
+		{"no JSON", "ADD", "hello", nil, 6},
+		{"half JSON", "ADD", good[:20], nil, 6},
+		{"empty", "ADD", "", nil, 6},
+		{"list", "ADD", "[" + good + "]", nil, 6},
+		{"deep", "ADD", with("x", strings.Repeat("[", 20000)), nil, 6},
+		{"type", "ADD", with("dns", `"x"`), nil, 6},
+		{"old version", "ADD", strings.Replace(good, "1.1.0", "0.2.0", 1), nil, 1},
+		{"future version", "ADD", strings.Replace(good, "1.1.0", "9.0.0", 1), nil, 1},
+		{"GC of an old version", "GC", strings.Replace(good, "1.1.0", "1.0.0", 1), nil, 1},
+		{"GC without a list", "GC", good, nil, 7},
+		{"CHECK without result", "CHECK", good, nil, 7},
+		{"prevResult", "CHECK", with("prevResult", `{"cniVersion":"1.1.0","interfaces":[],"ips":[{"address":"10.0.0.1/32","interface":7}]}`), nil, 7},
+		{"command", "FROB", good, nil, 4},
+	} {
+		code, out := plugin(t, c.command, c.config, s, c.env...)
+		var e struct {
+			CNIVersion string
+			Code       uint
+			Msg        string
+		}
+		if err := json.Unmarshal(out, &e); err != nil || code != 1 || e.Code != c.code || e.Msg == "" || e.CNIVersion == "" {
+			t.Errorf("%s: exit %d, %s, want code %d (%v)", c.what, code, out, c.code, err)
+		}
+	}
+	if links := podLinks(t, n); len(links) != 0 {
+		t.Errorf("links: %v", links)
+	}
+	chained(t, s, with)
+}
+
+// chained puts the plugin behind another: what that one's result had stays in front.
+func chained(t *testing.T, s *sandbox, with func(key, value string) string) {
+	t.Helper()
+	previous := `{"cniVersion":"1.1.0","interfaces":[{"name":"eth7","sandbox":"/x"}],"ips":[{"address":"192.0.2.7/24","interface":0}],"dns":{}}`
+	code, out := plugin(t, "ADD", with("prevResult", previous), s)
+	var r cni.Result
+	if err := json.Unmarshal(out, &r); err != nil || code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	if len(r.Interfaces) != 3 || r.Interfaces[0].Name != "eth7" || len(r.IPs) != 2 || *r.IPs[0].Interface != 0 || *r.IPs[1].Interface != 2 {
+		t.Errorf("chained: %s", out)
+	}
+	if code, out := plugin(t, "CHECK", with("prevResult", string(out)), s); code != 0 {
+		t.Errorf("CHECK: %s", out)
+	}
+	for range 2 {
+		if code, out := plugin(t, "DEL", with("prevResult", previous), s, "CNI_NETNS="); code != 0 {
+			t.Errorf("DEL: %s", out)
+		}
+	}
+}
+
+// plugin runs the binary as a runtime does.
+func plugin(t testing.TB, command, config string, s *sandbox, env ...string) (exit int, stdout []byte) {
+	t.Helper()
+	bin, err := pluginDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(filepath.Join(bin, "tulle-cni"))
+	cmd.Env = append([]string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + s.id, "CNI_NETNS=" + s.name, "CNI_IFNAME=eth0", "CNI_PATH=/x"}, env...)
+	cmd.Stdin = strings.NewReader(config)
+	out, err := cmd.Output()
+	if err != nil && !errors.As(err, new(*exec.ExitError)) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out
+}
