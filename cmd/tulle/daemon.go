@@ -32,6 +32,7 @@ type daemonConfig struct {
 	peersFile   string
 	runDir      string
 	stateDir    string
+	cni         cniInstall
 	subnetFile  string
 	metricsAddr string
 	device      tap.Kind
@@ -175,13 +176,17 @@ func (d *daemon) serve(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// reached writes subnet.env: kernel and engine do now what the file promises.
+// reached writes subnet.env and the CNI configuration: kernel and engine do now what the files promise.
 func (d *daemon) reached(s control.State) {
 	if !s.Self.HasSubnet() {
 		return
 	}
 	if err := control.WriteSubnetEnv(d.config.subnetFile, control.SubnetEnv(s, false)); err != nil {
 		slog.Error("not written", "error", err)
+		return
+	}
+	if err := d.config.cni.install(d.config.runDir); err != nil {
+		slog.Error("not installed", "error", err)
 		return
 	}
 	slog.Info("node is ready", "subnet", s.Self.Subnet, "ipv6Subnet", s.Self.IPv6Subnet, "file", d.config.subnetFile)
@@ -207,7 +212,7 @@ func secondsSince(t time.Time) float64 { return time.Since(t).Seconds() }
 
 // close removes what the daemon made, unless it is to be kept.
 func (d *daemon) close() error {
-	err := d.forwarder.close(d.config.keep)
+	err := errors.Join(d.config.cni.withdraw(), d.forwarder.close(d.config.keep))
 	if d.pods != nil {
 		err = errors.Join(err, d.pods.store.Close())
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -36,7 +37,7 @@ func labUnderTest(t testing.TB, c lab.Config) *lab.Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Dir, c.Executable, c.Ephemeral, c.Progress = t.TempDir(), self, true, testWriter{t}
+	c.Dir, c.Executable, c.Ephemeral, c.Progress = t.TempDir(), cmp.Or(c.Executable, self), true, testWriter{t}
 	c.Env = append(c.Env, asTulle+"=1", "GORACE=atexit_sleep_ms=0") // a race build sleeps a second at each exit
 	l, err := lab.Up(t.Context(), c)
 	if err != nil {

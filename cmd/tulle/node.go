@@ -47,6 +47,7 @@ type nodeOptions struct {
 	subnetFile, metricsAddr string
 	logFormat, logLevel     string
 	underlay, device        string
+	cni                     cniInstall
 	gossipPort, workers     int
 	maxFlows                int
 	insecure, keep          bool
@@ -106,6 +107,8 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.runDir, "run-dir", defaultRunDir, "directory of the socket that the other commands talk to")
 	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory of this node's identity, its claims and its pods' addresses, which outlive the daemon")
 	f.StringVar(&o.subnetFile, "subnet-file", "", "flannel's subnet.env, written once the node forwards (default: RUN-DIR/subnet.env)")
+	f.StringVar(&o.cni.confDir, "cni-conf-dir", "", "directory for the CNI configuration, such as /etc/cni/net.d, written once the node forwards; empty for none")
+	f.StringVar(&o.cni.binDir, "cni-bin-dir", "", "directory to copy the CNI plugin into, such as /opt/cni/bin; empty for none")
 	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9470", "address of /metrics, /healthz and /readyz; empty for none")
 	f.StringVar(&o.underlay, "underlay", underlayUDP, "sockets that carry the tunnel: udp, or packet (whole frames on raw sockets of one Ethernet link)")
 	f.StringVar(&o.device, "device", "tap", "device towards the kernel: tap; tun or water for comparison, which can do less (see cannot in tulle status)")
@@ -144,7 +147,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
+		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {
@@ -247,6 +250,9 @@ func (o *nodeOptions) check() error {
 		return usageError("--gossip-port %d: out of range (allowed: 1 to 65535)", o.gossipPort)
 	}
 	if err := o.checkDevice(); err != nil {
+		return err
+	}
+	if err := o.cni.check(); err != nil {
 		return err
 	}
 	return o.checkStore()
