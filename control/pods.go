@@ -241,7 +241,7 @@ func (k Kernel) removePod(p Pod) error {
 	var errs []error
 	for _, a := range p.Addrs {
 		for _, table := range []int{podTable, engineTable} {
-			r := netlink.Route{Dst: ipNet(hostPrefix(a)), Table: table, Protocol: podProtocol}
+			r := netlink.Route{Dst: ipNet(hostPrefix(a)), Table: table, Protocol: podProtocol, Scope: netlink.SCOPE_NOWHERE} // of any scope
 			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 				errs = append(errs, fmt.Errorf("remove route %s from table %d: %w", a, table, err))
 			}
