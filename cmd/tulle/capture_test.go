@@ -618,7 +618,7 @@ func TestCaptureDevices(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "stages.pcapng")
 			shown := startCapture(t, n, "--stage", "tap,encap,decap,drop", "--inner", inner, "-o", "json")
 			filed := startCapture(t, n, "--stage", "tap,encap,decap,wire", "--inner", inner, "-w", file)
-			pingAll(t, []lab.Pair{p}, bench.Ping{Count: 3, Timeout: time.Second})
+			pingAll(t, []lab.Pair{p}, bench.Ping{Count: 3, Interval: 20 * time.Millisecond, Timeout: time.Second})
 			shown.stop()
 			filed.stop()
 			shown.pinged(3)
