@@ -10,46 +10,24 @@ import (
 // piece added but the last must have an even length.
 type Sum uint64
 
-// Add returns the sum with b added. Each run of eight words of 64 bits is one chain of additions with the carry kept in a flag,
-// of which the CPU does two at a time. 65,536 bytes: 50 GB/s, where one chain does 26 (2-core AMD EPYC).
+// Add returns the sum with b added. Each run of eight words of 64 bits is one chain of additions with the carry kept in a flag;
+// two sums take turns, so that the CPU does two chains at a time. 65,536 bytes: 50 GB/s, where one sum does 26 (2-core AMD
+// EPYC).
 func (s Sum) Add(b []byte) Sum {
-	acc, second, carry := uint64(s), uint64(0), uint64(0)
-	for ; len(b) >= 128; b = b[128:] {
-		p := (*[128]byte)(b)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[0:8]), 0)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[8:16]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[16:24]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[24:32]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[32:40]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[40:48]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[48:56]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[56:64]), carry)
-		acc += carry // no wrap: with the carry set, acc is at most 2^64-2
-		second, carry = bits.Add64(second, binary.NativeEndian.Uint64(p[64:72]), 0)
-		second, carry = bits.Add64(second, binary.NativeEndian.Uint64(p[72:80]), carry)
-		second, carry = bits.Add64(second, binary.NativeEndian.Uint64(p[80:88]), carry)
-		second, carry = bits.Add64(second, binary.NativeEndian.Uint64(p[88:96]), carry)
-		second, carry = bits.Add64(second, binary.NativeEndian.Uint64(p[96:104]), carry)
-		second, carry = bits.Add64(second, binary.NativeEndian.Uint64(p[104:112]), carry)
-		second, carry = bits.Add64(second, binary.NativeEndian.Uint64(p[112:120]), carry)
-		second, carry = bits.Add64(second, binary.NativeEndian.Uint64(p[120:128]), carry)
-		second += carry
+	acc, other, carry := uint64(s), uint64(0), uint64(0)
+	for ; len(b) >= 64; b = b[64:] {
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[0:8]), 0)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[8:16]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[16:24]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[24:32]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[32:40]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[40:48]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[48:56]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[56:64]), carry)
+		acc, other = other, acc+carry // no wrap: with the carry set, acc is at most 2^64-2
 	}
-	acc, carry = bits.Add64(acc, second, 0)
+	acc, carry = bits.Add64(acc, other, 0)
 	acc += carry
-	if len(b) >= 64 {
-		p := (*[64]byte)(b)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[0:8]), 0)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[8:16]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[16:24]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[24:32]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[32:40]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[40:48]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[48:56]), carry)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(p[56:64]), carry)
-		acc += carry
-		b = b[64:]
-	}
 	for len(b) >= 8 {
 		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b), 0)
 		acc += carry
