@@ -167,6 +167,16 @@ func TestLargerThanMTU(t *testing.T) {
 		if a.Fallbacks() != 2 || !slices.Contains(a.Offloads(), "udp_segment") {
 			t.Errorf("%d fallbacks, offloads %v; want 2, one for each super-packet with large segments", a.Fallbacks(), a.Offloads())
 		}
+		out.Reset()
+		for i := range 10 { // what is known to be too large goes alone, also with a short one behind it
+			outgoing(t, out, flow{1, 2}.udp(t, pattern(5000-4900*(i%2))), 0, to)
+		}
+		want = wireOf(out)
+		a.Write(out)
+		checkArrived(t, receive(t, b, in, len(want)), want)
+		if a.Fallbacks() != 2 {
+			t.Errorf("%d fallbacks: datagrams known to be too large were sent as several", a.Fallbacks())
+		}
 	})
 }
 

@@ -26,7 +26,6 @@ type PacketUnderlay struct {
 	queue
 	guard    int // the UDP socket that keeps the port, of the first underlay of a group; else -1
 	gro      bool
-	family   *family
 	local    netip.AddrPort
 	framing  Framing
 	fixed    bool // all datagrams leave from the local port
@@ -89,7 +88,7 @@ func OpenPacket(c PacketConfig) ([]*PacketUnderlay, error) {
 
 func newPacketUnderlay(c *PacketConfig, ids *atomic.Uint32, gro bool) *PacketUnderlay {
 	u := &PacketUnderlay{
-		queue: newQueue(-1), gro: gro, family: familyOf(c.Local.Addr()), local: c.Local, framing: c.Framing, fixed: c.FixedSource,
+		queue: newQueue(-1, familyOf(c.Local.Addr())), gro: gro, local: c.Local, framing: c.Framing, fixed: c.FixedSource,
 		nextHops: c.NextHops, clock: c.Clock, ids: ids, gsoType: packet.GSOUDPL4,
 		partial: newReassembler(), datagram: make([]byte, maxDatagram+outerUDPLen),
 	}

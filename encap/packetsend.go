@@ -67,24 +67,19 @@ func (u *PacketUnderlay) fits(datagram int, hop *NextHop) bool {
 	return datagram <= u.family.maxPayload && u.family.ipLen+outerUDPLen+datagram <= hop.MTU
 }
 
-// message makes the last message one that datagrams of size bytes may join, of which so many are headers of their own each,
-// and returns how many of them. A message begins with the iovec of the outer headers.
+// message makes the last message one that datagrams of size bytes may join, each with so many bytes of headers of its own, and
+// returns how many may. A message begins with the iovec of the outer headers.
 func (u *PacketUnderlay) message(f *packet.Frame, hop *NextHop, size, header int) int {
-	w, most, limit, single := u.wayOf(f), 1, u.family.maxPayload, f.VNet.GSOType == packet.GSONone
+	d := datagrams{way: u.wayOf(f), size: size, header: header, most: 1}
 	if u.gso.Load() {
-		most = maxSegments
+		d.most = maxSegments
 	}
-	if room := u.spare(w, size, single, most, limit); room > 0 && u.out.hasRoom(2*room, room*header) {
-		return room
+	room, fresh := u.place(&d, u.flush)
+	if fresh {
+		outer := u.out.header(packet.VNetLen + packet.EthernetLen + u.family.ipLen + outerUDPLen)
+		putEthernet(outer[packet.VNetLen:], hop, u.family.etherType)
+		u.out.iovec(outer)
 	}
-	room := max(1, min(most, limit/size))
-	if u.isFull(1+2*room, maxOuter+room*header) {
-		u.flush()
-	}
-	u.start(w, size)
-	outer := u.out.header(packet.VNetLen + packet.EthernetLen + u.family.ipLen + outerUDPLen)
-	putEthernet(outer[packet.VNetLen:], hop, u.family.etherType)
-	u.out.iovec(outer)
 	return room
 }
 
@@ -210,7 +205,7 @@ func (u *PacketUnderlay) queueFragment(ip *outerIP, hop *NextHop, data []byte) {
 	if u.isFull(2, maxOuter) {
 		u.flush()
 	}
-	u.start(way{}, 0) // its headers are finished here
+	u.start(way{}, 0, 1) // its headers are finished here
 	header := u.out.header(packet.VNetLen + packet.EthernetLen + ip.len())
 	packet.VNet{}.Encode(header)
 	putEthernet(header[packet.VNetLen:], hop, u.family.etherType)

@@ -27,6 +27,7 @@ const (
 // A queue is a socket with the messages that wait to be sent by it, in order.
 type queue struct {
 	fd     int
+	family *family
 	waited bool // for room in the buffer, as long as a turn may
 	count  int
 	msgs   [maxMessages]mmsghdr
@@ -40,8 +41,17 @@ type queue struct {
 type message struct {
 	way
 	size            int // of each datagram but the last, bytes
+	most            int // segments
 	segments, bytes int
 	iovec, part     int // the first ones
+}
+
+// datagrams are what a frame has to send: they go one way, and are of one size but for the last.
+type datagrams struct {
+	way
+	size   int // bytes
+	header int // of these, how many are written for each datagram; 0 for a single one
+	most   int // datagrams that may share a message
 }
 
 // A way is what the datagrams of one message have in common.
@@ -65,8 +75,8 @@ type sendArena struct {
 	nHeader int
 }
 
-func newQueue(fd int) queue {
-	return queue{fd: fd, out: sendArena{iovecs: make([]unix.Iovec, maxIovecs), headers: make([]byte, headerArena)}}
+func newQueue(fd int, family *family) queue {
+	return queue{fd: fd, family: family, out: sendArena{iovecs: make([]unix.Iovec, maxIovecs), headers: make([]byte, headerArena)}}
 }
 
 // hasRoom reports whether so many iovecs and header bytes still fit.
@@ -101,17 +111,35 @@ func (a *sendArena) cut(cut *packet.Segmenter, most int) (segments, bytes int) {
 	return segments, bytes
 }
 
-// spare returns how many more datagrams of size bytes the last message takes, so that it has at most so many segments and
-// bytes. A single datagram may be shorter than those before it, and is the last then.
-func (q *queue) spare(w way, size int, single bool, segments, bytes int) int {
+// place makes the last message one that these datagrams may join, and returns how many may. It is fresh if it has none
+// yet. Full, the queue is flushed first.
+func (q *queue) place(d *datagrams, flush func()) (room int, fresh bool) {
+	if room = q.spare(d); room > 0 {
+		return room, false
+	}
+	room = max(1, min(d.most, q.family.maxPayload/d.size))
+	if q.isFull(1+2*room, maxOuter+room*d.header) {
+		flush()
+	}
+	q.start(d.way, d.size, d.most)
+	return room, true
+}
+
+// spare returns how many of these datagrams the last message takes. A single datagram may be shorter than those before it,
+// and is the last then.
+func (q *queue) spare(d *datagrams) int {
 	if q.count == 0 {
 		return 0
 	}
 	m := &q.meta[q.count-1]
-	if m.way != w || size > m.size || size < m.size && !single || m.bytes != m.segments*m.size {
+	if m.way != d.way || d.size > m.size || d.size < m.size && d.header > 0 || m.bytes != m.segments*m.size {
 		return 0
 	}
-	return min(segments-m.segments, (bytes-m.bytes)/size)
+	room := min(d.most-m.segments, m.most-m.segments, (q.family.maxPayload-m.bytes)/d.size)
+	if room <= 0 || !q.out.hasRoom(2*room, room*d.header) {
+		return 0
+	}
+	return room
 }
 
 // isFull reports whether a message of so many iovecs and bytes of headers has to wait for the next flush.
@@ -120,8 +148,8 @@ func (q *queue) isFull(iovecs, headers int) bool {
 }
 
 // start begins a message.
-func (q *queue) start(w way, size int) {
-	q.meta[q.count] = message{way: w, size: size, iovec: q.out.nIovecs, part: len(q.parts)}
+func (q *queue) start(w way, size, most int) {
+	q.meta[q.count] = message{way: w, size: size, most: most, iovec: q.out.nIovecs, part: len(q.parts)}
 	q.count++
 }
 

@@ -13,10 +13,9 @@ import (
 type sender struct {
 	port uint16 // local
 	queue
-	family *family
-	gso    bool // UDP_SEGMENT works on this socket
-	names  [maxMessages]sockaddr
-	ctl    [maxMessages][controlLen]byte
+	gso   bool // UDP_SEGMENT works on this socket
+	names [maxMessages]sockaddr
+	ctl   [maxMessages][controlLen]byte
 }
 
 // Write sends each frame to its Remote. Super-packets are cut here, into iovecs, and what goes the same way in datagrams of
@@ -41,36 +40,27 @@ func (u *Underlay) queue(f *packet.Frame) {
 		return
 	}
 	s := u.senderOf(f)
+	d := datagrams{way: way{remote: f.Remote, tos: f.OuterTOS}, size: f.Len(), most: 1}
 	if f.VNet.GSOType == packet.GSONone {
-		u.message(s, f, f.Len(), 0)
+		if s.gso && d.size < u.tooLarge {
+			d.most = maxSegments
+		}
+		s.place(&d, func() { u.flush(s) })
 		s.out.iovec(f.Bytes())
-		s.add(f, 1, f.Len())
+		s.add(f, 1, d.size)
 		return
 	}
 	cut := packet.NewSegmenter(f)
+	d.header = cut.HeaderLen()
+	d.size = d.header + int(f.VNet.GSOSize)
+	if s.gso {
+		d.most = maxSegments
+	}
 	for !cut.Done() {
-		room := u.message(s, f, cut.HeaderLen()+int(f.VNet.GSOSize), cut.HeaderLen())
+		room, _ := s.place(&d, func() { u.flush(s) })
 		segments, bytes := s.out.cut(&cut, room)
 		s.add(f, segments, bytes)
 	}
-}
-
-// message makes the last message of s one that datagrams of size bytes may join, each with so many bytes of headers of its
-// own, and returns how many may.
-func (u *Underlay) message(s *sender, f *packet.Frame, size, header int) int {
-	w, most, limit, single := way{remote: f.Remote, tos: f.OuterTOS}, 1, s.family.maxPayload, f.VNet.GSOType == packet.GSONone
-	if s.gso && (!single || size < u.tooLarge) {
-		most = maxSegments
-	}
-	if room := s.spare(w, size, single, most, limit); room > 0 && s.out.hasRoom(2*room, room*header) {
-		return room
-	}
-	room := max(1, min(most, limit/size))
-	if s.isFull(2*room, room*header) {
-		u.flush(s)
-	}
-	s.start(w, size)
-	return room
 }
 
 // flush sends what is queued on one socket.

@@ -66,7 +66,7 @@ func deafen(fd int) error {
 func newSender(fd int, family *family) sender {
 	forceBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
 	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-	return sender{queue: newQueue(fd), family: family, gso: err == nil}
+	return sender{queue: newQueue(fd, family), gso: err == nil}
 }
 
 // openUDP returns a bound socket. discovery is the mode of path MTU discovery: for what a tunnel carries
