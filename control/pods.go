@@ -3,11 +3,14 @@ package control
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/listing"
 )
 
 // Whatever is for a pod of this node passes the engine, whichever way it came: from another pod of the node, from the node, from
@@ -33,8 +36,8 @@ type Pod struct {
 
 func (p Pod) equal(o Pod) bool { return p.Link == o.Link && slices.Equal(p.Addrs, o.Addrs) }
 
-// applyPods makes the rules and the two tables what Pods ask for. A pod whose link has gone keeps its way to the engine, behind
-// which main's unreachable route answers.
+// applyPods makes the rules and the two tables what Pods ask for. A pod whose link has gone or is down keeps its way to the
+// engine, behind which main's unreachable route answers.
 func (k Kernel) applyPods(tap netlink.Link) (changed bool, err error) {
 	for _, f := range k.families() {
 		made, err := k.applyRules(f)
@@ -102,7 +105,7 @@ func sameRule(a, b *netlink.Rule) bool {
 
 // ownedRules lists the rules that carry this daemon's mark.
 func ownedRules(family int) (owned []netlink.Rule, err error) {
-	all, err := netlink.RuleList(family)
+	all, err := listing.Whole(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	if err != nil {
 		return nil, err
 	}
@@ -120,13 +123,15 @@ func (k Kernel) podRoutes(f kernelFamily, tapIndex int) (routes []netlink.Route,
 	if !f.subnet.IsValid() || len(k.Pods) == 0 {
 		return nil, nil
 	}
-	links, err := netlink.LinkList()
+	links, err := listing.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
 	index := map[string]int{}
 	for _, l := range links {
-		index[l.Attrs().Name] = l.Attrs().Index
+		if l.Attrs().Flags&net.FlagUp != 0 { // no route goes to another
+			index[l.Attrs().Name] = l.Attrs().Index
+		}
 	}
 	for _, p := range k.Pods {
 		routes = append(routes, k.routesOf(f, p, tapIndex, index[p.Link])...)
@@ -134,7 +139,7 @@ func (k Kernel) podRoutes(f kernelFamily, tapIndex int) (routes []netlink.Route,
 	return routes, nil
 }
 
-// routesOf returns the routes of one pod. linkIndex is 0 if its link has gone.
+// routesOf returns the routes of one pod. linkIndex is 0 if its link has gone or is down.
 func (k Kernel) routesOf(f kernelFamily, p Pod, tapIndex, linkIndex int) (routes []netlink.Route) {
 	for _, a := range p.Addrs {
 		if a.Is4() != (f.number == netlink.FAMILY_V4) {
@@ -199,7 +204,9 @@ func applyPodRoutes(f kernelFamily, want []netlink.Route) (changed bool, err err
 // ownedPodRoutes lists the routes of both tables that carry this daemon's mark.
 func ownedPodRoutes(family int) (routes []netlink.Route, err error) {
 	for _, table := range []int{podTable, engineTable} {
-		some, err := netlink.RouteListFiltered(family, &netlink.Route{Table: table, Protocol: podProtocol}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+		some, err := listing.Whole(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: table, Protocol: podProtocol}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+		})
 		if err != nil {
 			return nil, err
 		}

@@ -61,6 +61,14 @@ func TestApplyPods(t *testing.T) {
 		}
 	}
 	apply(t, k)
+	if err := netlink.LinkSetDown(link); err != nil { // its routes go with that, and nothing else waits for it
+		t.Fatal(err)
+	}
+	apply(t, k)
+	if err := netlink.LinkSetUp(link); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, k, ChangedPod)
 	if err := netlink.LinkDel(link); err != nil { // its routes go with it
 		t.Fatal(err)
 	}
