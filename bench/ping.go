@@ -239,12 +239,12 @@ func (p *Pinger) message(kind byte, seq uint16) []byte {
 	for i, c := range p.base {
 		m[icmpHeader+i] = c ^ byte(seq) ^ byte(seq>>8)
 	}
-	binary.BigEndian.PutUint16(m[2:], checksum(m))
+	binary.BigEndian.PutUint16(m[2:], Checksum(m))
 	return m
 }
 
-// checksum is RFC 1071's over b.
-func checksum(b []byte) uint16 {
+// Checksum is RFC 1071's over b.
+func Checksum(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) >= 2; b = b[2:] {
 		sum += uint32(binary.BigEndian.Uint16(b))

@@ -64,8 +64,6 @@ func (k Kernel) CheckFree() error {
 }
 
 // Apply makes the kernel's state what it has to be, whatever it was before, and says what it changed.
-//
-// What the kernel lists while somebody else changes it (NLM_F_DUMP_INTR), as when many pods come at once, is listed again.
 func (k Kernel) Apply() ([]Change, error) {
 	link, err := netlink.LinkByName(k.TAP)
 	if err != nil {
@@ -84,14 +82,6 @@ func (k Kernel) Apply() ([]Change, error) {
 		{ChangedPod, k.applyPods},
 	} {
 		changed, err := part.apply(link)
-		for range interruptedDumps {
-			if !errors.Is(err, netlink.ErrDumpInterrupted) {
-				break
-			}
-			var again bool
-			again, err = part.apply(link)
-			changed = changed || again
-		}
 		if changed {
 			changes = append(changes, part.kind)
 		}
@@ -101,9 +91,6 @@ func (k Kernel) Apply() ([]Change, error) {
 	}
 	return changes, nil
 }
-
-// interruptedDumps bounds how often one part of the state is looked at again.
-const interruptedDumps = 50
 
 func (k Kernel) applyLink(link netlink.Link) (changed bool, err error) {
 	have, mac := link.Attrs(), net.HardwareAddr(k.State.Self.VTEP[:])

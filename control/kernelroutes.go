@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/listing"
 )
 
 // A kernelFamily is one address family of the kernel's state.
@@ -41,7 +43,7 @@ func (k Kernel) applyAddress(link netlink.Link) (changed bool, err error) {
 }
 
 func (f kernelFamily) applyAddress(link netlink.Link) (changed bool, err error) {
-	have, err := netlink.AddrList(link, f.number)
+	have, err := listing.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, f.number) })
 	if err != nil {
 		return false, err
 	}
@@ -110,7 +112,9 @@ func sameRoute(a, b netlink.Route) bool {
 // ownedRoutes lists the routes that carry this daemon's mark, of either family.
 func ownedRoutes() (routes []netlink.Route, err error) {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		some, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		some, err := listing.Whole(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -177,7 +181,9 @@ func (k Kernel) unhideTunnelAddr() (changed bool, err error) {
 		return false, err
 	}
 	hiding := &netlink.Route{Dst: ipNet(addr), Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_ANYCAST}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, hiding, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	routes, err := listing.Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V6, hiding, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	})
 	if err != nil {
 		return false, err
 	}
@@ -198,7 +204,7 @@ func (k Kernel) applyNeighbour(link netlink.Link) (changed bool, err error) {
 	if k.L3 || !k.State.IPv6Network.IsValid() {
 		return false, nil
 	}
-	all, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V6)
+	all, err := listing.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V6) })
 	if err != nil {
 		return false, err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/tulle-net/tulle/control/listing"
 	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
@@ -184,7 +185,7 @@ func (r *Resolver) resolve(want []netip.Addr) Hops {
 func neighboursOf(link int) (map[netip.Addr]netlink.Neigh, error) {
 	known := map[netip.Addr]netlink.Neigh{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.NeighList(link, family)
+		list, err := listing.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(link, family) })
 		if err != nil {
 			return nil, fmt.Errorf("list neighbours: %w", err)
 		}
@@ -299,7 +300,9 @@ func (r *Resolver) ask(via neighbour) {
 // hasLinkLocal says whether the kernel can ask for IPv6 neighbours without a packet to send there: it does so from a
 // link-local address alone (Linux 6.18, ndisc_send_ns).
 func hasLinkLocal(link int) bool {
-	addrs, err := netlink.AddrList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: link}}, netlink.FAMILY_V6)
+	addrs, err := listing.Whole(func() ([]netlink.Addr, error) {
+		return netlink.AddrList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: link}}, netlink.FAMILY_V6)
+	})
 	return err != nil || slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
 }
 

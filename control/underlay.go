@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/listing"
 )
 
 // An UnderlayLink is the link and the addresses that carry the tunnel.
@@ -104,7 +106,7 @@ func (f underlayFamily) addr(link netlink.Link, want netip.Addr) (netip.Addr, er
 
 // linkOf returns the link that has the address.
 func (f underlayFamily) linkOf(addr netip.Addr) (netlink.Link, error) {
-	links, err := netlink.LinkList()
+	links, err := listing.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -125,7 +127,7 @@ func (f underlayFamily) linkOf(addr netip.Addr) (netlink.Link, error) {
 }
 
 func (f underlayFamily) linkOfDefaultRoute() (netlink.Link, error) {
-	routes, err := netlink.RouteList(nil, f.number)
+	routes, err := listing.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, f.number) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -148,7 +150,7 @@ func isDefault(r netlink.Route) bool {
 }
 
 func linkNames() []string {
-	links, err := netlink.LinkList()
+	links, err := listing.Whole(netlink.LinkList)
 	if err != nil {
 		return []string{err.Error()}
 	}
@@ -175,7 +177,7 @@ func (a linkAddr) String() string {
 
 // addrs lists the link's addresses that other hosts can reach.
 func (f underlayFamily) addrs(link netlink.Link) ([]linkAddr, error) {
-	list, err := netlink.AddrList(link, f.number)
+	list, err := listing.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, f.number) })
 	if err != nil {
 		return nil, fmt.Errorf("addresses of %s: %w", link.Attrs().Name, err)
 	}

@@ -64,9 +64,9 @@ func (s *scale) up(ctx context.Context, pods int, nodeArgs ...string) (*lab.Lab,
 	return lab.Up(ctx, lab.Config{Nodes: 2, Pods: pods, Dir: s.options.Dir, Store: lab.StoreFile, Executable: s.options.Executable, NodeArgs: nodeArgs, Ephemeral: true})
 }
 
-// flows are frames of many flows.
-func (s *scale) flows(ctx context.Context) (err error) {
-	l, err := s.up(ctx, 0, "--max-flows", fmt.Sprint(frames.MaxFlows))
+// withFrames makes a lab whose nodes are joined by frames while f runs.
+func (s *scale) withFrames(ctx context.Context, f func(*lab.Lab, *frames.Pair) error, nodeArgs ...string) (err error) {
+	l, err := s.up(ctx, 0, nodeArgs...)
 	if err != nil {
 		return err
 	}
@@ -76,52 +76,51 @@ func (s *scale) flows(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
-	for i, n := range s.sizes.Flows {
-		fill := frames.Stream{Trial: uint64(2 * i), Count: n, Flows: n, Size: frames.MinSize, Rate: fillRate, Hops: scaleHops}
-		r, err := p.Run(ctx, fill)
-		if err != nil {
-			return err
+	return f(l, p)
+}
+
+// flows are frames of many flows.
+func (s *scale) flows(ctx context.Context) error {
+	return s.withFrames(ctx, func(l *lab.Lab, p *frames.Pair) error {
+		for i, n := range s.sizes.Flows {
+			fill := frames.Stream{Trial: uint64(2 * i), Count: n, Flows: n, Size: frames.MinSize, Rate: fillRate, Hops: scaleHops}
+			r, err := p.Run(ctx, fill)
+			if err != nil {
+				return err
+			}
+			if fill.Late(r) && n > fillRate || r.Exact < n*99/100 {
+				fmt.Fprintf(s.options.Progress, "flows=%d: refused: %d of %d flows made in %v\n", n, r.Exact, n, r.Elapsed)
+				continue
+			}
+			if err := s.framePoint(ctx, l, p, fmt.Sprintf("flows=%d", n), uint64(2*i+1), n); err != nil {
+				return err
+			}
 		}
-		if fill.Late(r) && n > fillRate || r.Exact < n*99/100 {
-			fmt.Fprintf(s.options.Progress, "flows=%d: refused: %d of %d flows made in %v\n", n, r.Exact, n, r.Elapsed)
-			continue
-		}
-		if err := s.framePoint(ctx, l, p, fmt.Sprintf("flows=%d", n), uint64(2*i+1), n); err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	}, "--max-flows", fmt.Sprint(frames.MaxFlows))
 }
 
 // peers are frames to one node of many: the others are only in the tables.
-func (s *scale) peers(ctx context.Context) (err error) {
-	l, err := s.up(ctx, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Down()) }()
-	p, err := openFrames(l)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, p.Close()) }()
-	file := filepath.Join(l.Dir(), "peers.json")
-	known, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	for i, n := range s.sizes.Peers {
-		if err := addPeers(file, known, n-1); err != nil {
+func (s *scale) peers(ctx context.Context) error {
+	return s.withFrames(ctx, func(l *lab.Lab, p *frames.Pair) error {
+		file := filepath.Join(l.Dir(), "peers.json")
+		known, err := os.ReadFile(file)
+		if err != nil {
 			return err
 		}
-		if err := awaitPeers(ctx, l, n); err != nil {
-			return err
+		for i, n := range s.sizes.Peers {
+			if err := addPeers(file, known, n-1); err != nil {
+				return err
+			}
+			if err := awaitPeers(ctx, l, n); err != nil {
+				return err
+			}
+			if err := s.framePoint(ctx, l, p, fmt.Sprintf("peers=%d", n), uint64(i), 256); err != nil {
+				return err
+			}
 		}
-		if err := s.framePoint(ctx, l, p, fmt.Sprintf("peers=%d", n), uint64(i), 256); err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // pods are datagrams from all pods of one node to one of the other.

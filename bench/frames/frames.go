@@ -18,6 +18,8 @@ import (
 
 	"github.com/songgao/water"
 	"github.com/vishvananda/netlink"
+
+	"github.com/tulle-net/tulle/bench"
 )
 
 const (
@@ -170,7 +172,7 @@ func (s Stream) build(b []byte, n int, from, to *tap) {
 		payload[i] = byte(n*7 + i)
 	}
 	pseudo := binary.BigEndian.AppendUint16(append(bytes.Clone(ip[12:20]), 0, 17), uint16(len(u)))
-	sum := ^fold(add(add(0, pseudo), u))
+	sum := bench.Checksum(append(pseudo, u...))
 	if sum == 0 {
 		sum = 0xffff // RFC 768: 0 means none
 	}
@@ -190,23 +192,5 @@ func (s Stream) expected(b []byte, to *tap, id []byte) {
 // seal writes an IPv4 header's checksum.
 func seal(header []byte) {
 	header[10], header[11] = 0, 0
-	binary.BigEndian.PutUint16(header[10:], ^fold(add(0, header)))
-}
-
-// add is RFC 1071's sum, not yet folded.
-func add(sum uint32, b []byte) uint32 {
-	for ; len(b) > 1; b = b[2:] {
-		sum += uint32(b[0])<<8 | uint32(b[1])
-	}
-	if len(b) > 0 {
-		sum += uint32(b[0]) << 8
-	}
-	return sum
-}
-
-func fold(sum uint32) uint16 {
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return uint16(sum)
+	binary.BigEndian.PutUint16(header[10:], bench.Checksum(header))
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/tulle-net/tulle/bench"
 )
 
 func ends(in func(func() error) error) (near, far End) {
@@ -126,7 +128,7 @@ func TestBuild(t *testing.T) {
 		if flow != n*stride%s.Flows || ip.TTL != ttl || !ip.SrcIP.Equal(near.Addr.AsSlice()) || !ip.DstIP.Equal(far.Addr.AsSlice()) {
 			t.Fatalf("flow %d, not %d: %v", flow, n*stride%s.Flows, packet)
 		}
-		if fold(add(0, b[ethernet:ethernet+ipv4])) != 0xffff {
+		if bench.Checksum(b[ethernet:ethernet+ipv4]) != 0 {
 			t.Fatal("IP checksum")
 		}
 		again := make([]byte, len(b)) // serialized by the other with checksums of its own

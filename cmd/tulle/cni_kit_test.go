@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/bench"
+	"github.com/tulle-net/tulle/control/netns"
 	"github.com/tulle-net/tulle/scripts/lab"
 	"github.com/tulle-net/tulle/scripts/need"
 )
@@ -47,30 +48,21 @@ func newSandbox(t testing.TB, id string) *sandbox {
 	return s
 }
 
-func (s *sandbox) run(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		err := unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
-}
+func (s *sandbox) run(f func() error) error { return netns.Within(int(s.file.Fd()), f) }
 
 func (s *sandbox) config(ifname string) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: s.id, NetNS: s.name, IfName: ifname}
 }
 
+// pluginHome is what pluginDir made, for TestMain to remove.
+var pluginHome string
+
 // pluginDir builds the plugin once for all tests.
-var pluginDir = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "tulle-cni-")
-	if err == nil {
-		_, err = need.Binary(contextOfTests, dir, "cmd/tulle-cni")
+var pluginDir = sync.OnceValues(func() (dir string, err error) {
+	if pluginHome, err = os.MkdirTemp("", "tulle-cni-"); err == nil {
+		_, err = need.Binary(contextOfTests, pluginHome, "cmd/tulle-cni")
 	}
-	return dir, err
+	return pluginHome, err
 })
 
 // A cniRuntime is a container runtime's use of CNI on one node.
@@ -150,19 +142,7 @@ func reach(t testing.TB, from func(func() error) error, to netip.Addr) {
 
 func pingFrom(t testing.TB, from func(func() error) error, to netip.Addr) bench.PingResult {
 	t.Helper()
-	var pinger *bench.Pinger
-	if err := from(func() (err error) {
-		pinger, err = bench.NewPinger(to, bench.Ping{Count: 3, Size: 56, Timeout: 2 * time.Second})
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	defer pinger.Close()
-	r, err := pinger.Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return pingBy(t, from, to, bench.Ping{Count: 3, Size: 56, Timeout: 2 * time.Second})
 }
 
 // inNode runs f in a node's namespace.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -133,12 +134,17 @@ func tapStatistics(t testing.TB, n lab.Node) (s netlink.LinkStatistics) {
 // ping returns how many of count echo requests of a pair were answered right.
 func ping(t testing.TB, p lab.Pair, opts bench.Ping) bench.PingResult {
 	t.Helper()
+	return pingBy(t, func(f func() error) error { return lab.In(p.From, f) }, p.Addr, opts)
+}
+
+// pingBy pings from the namespace that from enters.
+func pingBy(t testing.TB, from func(func() error) error, to netip.Addr, opts bench.Ping) bench.PingResult {
+	t.Helper()
 	var pinger *bench.Pinger
-	err := lab.In(p.From, func() (err error) {
-		pinger, err = bench.NewPinger(p.Addr, opts)
+	if err := from(func() (err error) {
+		pinger, err = bench.NewPinger(to, opts)
 		return err
-	})
-	if err != nil {
+	}); err != nil {
 		t.Fatal(err)
 	}
 	defer pinger.Close()

@@ -21,5 +21,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "the tests of cmd/tulle need root (namespaces, TAP devices): run them with sudo")
 		os.Exit(exitUsage)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	os.RemoveAll(pluginHome)
+	os.Exit(code)
 }

@@ -107,8 +107,8 @@ func (p *pods) lease(want ipam.Lease, pools []ipam.Pool) (ipam.Lease, error) {
 	if !errors.Is(err, ipam.ErrHeld) {
 		return lease, err
 	}
-	links, lerr := attach.Links()
-	if lerr != nil || links[podLink(want.Owner)] {
+	there, lerr := attach.Exists(podLink(want.Owner))
+	if lerr != nil || there {
 		return lease, errors.Join(lerr, err)
 	}
 	if err := p.release(lease); err != nil {
@@ -239,10 +239,13 @@ func (p *pods) run(ctx context.Context) error {
 
 func (p *pods) sweep() error {
 	links := sync.OnceValues(attach.Links) // looked at by who works alone: none is in the making
-	return p.collect("its link has gone", func(l ipam.Lease) bool {
-		names, err := links()
-		return err == nil && !names[podLink(l.Owner)]
+	var unknown error
+	err := p.collect("its link has gone", func(l ipam.Lease) bool {
+		var names map[string]bool
+		names, unknown = links()
+		return unknown == nil && !names[podLink(l.Owner)]
 	})
+	return errors.Join(err, unknown)
 }
 
 // status says whether add would work.

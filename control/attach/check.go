@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/listing"
 )
 
 // Check holds both ends against what Add made. What differs is an ErrDamaged.
@@ -69,7 +71,9 @@ func (v Veth) checkPod(peer int) error {
 		if a.Is6() {
 			number = netlink.FAMILY_V6
 		}
-		routes, err := netlink.RouteListFiltered(number, &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice()}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_GW)
+		routes, err := listing.Whole(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(number, &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice()}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_GW)
+		})
 		if err != nil {
 			return err
 		}
@@ -81,7 +85,7 @@ func (v Veth) checkPod(peer int) error {
 }
 
 func checkAddr(link netlink.Link, want string) error {
-	all, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	all, err := listing.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
 	}
@@ -92,7 +96,7 @@ func checkAddr(link netlink.Link, want string) error {
 }
 
 func checkNeighbour(link netlink.Link, addr string, mac net.HardwareAddr) error {
-	all, err := netlink.NeighList(link.Attrs().Index, unix.AF_UNSPEC)
+	all, err := listing.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, unix.AF_UNSPEC) })
 	if err != nil {
 		return err
 	}

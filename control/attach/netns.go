@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/netns"
 )
 
 // ErrNetns: what a path names is no network namespace of a pod.
@@ -49,32 +50,5 @@ func checkNetns(f *os.File) error {
 	return nil
 }
 
-var errGoexit = errors.New("ended with runtime.Goexit")
-
-// within runs f in a namespace, on a thread that is thrown away after.
-func within(ns *os.File, f func() error) error {
-	return onThread(func() error {
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter %s: %w", ns.Name(), err)
-		}
-		return f()
-	})
-}
-
-// onThread never uses the process's main thread: that one cannot be thrown away, and its namespace is what other processes see
-// as this one's.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		err := errGoexit
-		defer func() { done <- err }()
-		if unix.Gettid() == unix.Getpid() {
-			err = onThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		err = f()
-	}()
-	return <-done
-}
+// within runs f in a namespace.
+func within(ns *os.File, f func() error) error { return netns.Within(int(ns.Fd()), f) }

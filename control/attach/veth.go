@@ -17,6 +17,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/listing"
 )
 
 // The gateways of every pod. Each node's end has them; they are no address of a network.
@@ -100,14 +102,23 @@ func (v Veth) Add() (err error) {
 }
 
 func (v Veth) checkAbsent() error {
-	_, err := netlink.LinkByName(v.Interface)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil
-	}
-	if err == nil {
+	there, err := Exists(v.Interface)
+	if there {
 		err = ErrExists
 	}
-	return fmt.Errorf("%s of %s: %w", v.Interface, v.Netns, err)
+	if err != nil {
+		return fmt.Errorf("%s of %s: %w", v.Interface, v.Netns, err)
+	}
+	return nil
+}
+
+// Exists reports whether there is a link of that name.
+func Exists(name string) (bool, error) {
+	_, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // create makes the pair, both ends down, each in its namespace from the beginning: the pod's end never has the name of one of
@@ -137,7 +148,7 @@ func Remove(name string) error {
 
 // Links lists the names of all links of the node.
 func Links() (map[string]bool, error) {
-	links, err := netlink.LinkList()
+	links, err := listing.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

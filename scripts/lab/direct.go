@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/netns"
 )
 
 // Direct is two namespaces that nothing but a veth joins: what pods have between them when no network is in the way. They have no
@@ -89,7 +91,7 @@ func (d *Direct) addVeth(mtu int) error {
 
 // anonymousNamespace is one that only the descriptor holds.
 func anonymousNamespace() (fd int, err error) {
-	err = onThread(func() (err error) {
+	err = netns.OnThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make namespace: %w", err)
 		}
@@ -104,7 +106,7 @@ func anonymousNamespace() (fd int, err error) {
 
 // In runs f in the namespace of side 0 or 1, as In does.
 func (d *Direct) In(side int, f func() error) error {
-	return onThread(func() error {
+	return netns.OnThread(func() error {
 		if err := unix.Setns(d.fds[side], unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter namespace: %w", err)
 		}

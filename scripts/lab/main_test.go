@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/netns"
 )
 
 // The test binary is also the processes that the tests start: what role it has is in this variable.
@@ -108,7 +110,7 @@ func downRole() int {
 func mainThreadRole() int {
 	on := 0
 	for range 100 {
-		onThread(func() error {
+		netns.OnThread(func() error {
 			if unix.Gettid() == unix.Getpid() {
 				on++
 			}

@@ -6,16 +6,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/netns"
 )
 
 // netnsDir is where named namespaces are bind-mounted, as `ip netns` does it.
 const netnsDir = "/run/netns"
-
-var errGoexit = errors.New("ended with runtime.Goexit")
 
 // In runs f inside the named network namespace and returns its error. f runs on a goroutine and an OS thread of its own,
 // which end with it, so a file descriptor opened by f stays in the namespace and nothing else ever does.
@@ -25,30 +24,7 @@ func In(namespace string, f func() error) error {
 		return fmt.Errorf("open namespace %s: %w", namespace, err)
 	}
 	defer unix.Close(fd)
-	return onThread(func() error {
-		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter namespace %s: %w", namespace, err)
-		}
-		return f()
-	})
-}
-
-// onThread runs f on a locked thread that is thrown away afterwards. It never uses the process's main thread: that one
-// cannot be thrown away, and its namespace is what /proc/PID/ns/net shows as the process's own.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		err := errGoexit
-		defer func() { done <- err }()
-		if unix.Gettid() == unix.Getpid() {
-			err = onThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		err = f()
-	}()
-	return <-done
+	return netns.Within(fd, f)
 }
 
 // Exec replaces the process by argv, run inside the named namespace: it returns only on failure. /sys still shows the
@@ -77,7 +53,7 @@ func inode() (uint64, error) {
 
 // makeNamespace makes a namespace, lets announce record its inode, and only then gives it its name.
 func makeNamespace(name string, announce func(ino uint64) error) error {
-	return onThread(func() error {
+	return netns.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make namespace %s: %w", name, err)
 		}
