@@ -91,6 +91,7 @@ var flagTexts = []struct {
 }{
 	{capture.FlagPartial, "checksum left to the device"}, {capture.FlagMade, "made by the engine"},
 	{capture.FlagSynthesized, "synthesized outer IP and UDP headers"}, {capture.FlagVLAN, "VLAN tag put back in by the capture"},
+	{capture.FlagCut, "cut out of a send of several datagrams"},
 }
 
 // printable keeps other nodes' names from writing to a terminal what is no name.

@@ -219,6 +219,7 @@ type captureLine struct {
 	SegmentSize   int            `json:"segmentSize,omitempty"`
 	Made          bool           `json:"made"`             // by the engine
 	Synthesized   bool           `json:"synthesizedOuter"` // outer IP and UDP headers
+	Cut           bool           `json:"cut"`              // out of a send of several datagrams
 	Summary       string         `json:"summary"`
 	Layers        []captureLayer `json:"layers,omitempty"` // with -v
 }
@@ -252,7 +253,7 @@ func (p *capturePrinter) writeJSON(r *capture.Record, all []gopacket.Layer) erro
 		Direction: map[capture.Direction]string{capture.Inbound: "in", capture.Outbound: "out"}[direction(r)],
 		FlowKnown: r.Flags&capture.FlagKnown != 0, Flow: tupleOf(&inner), Outer: tupleOf(&outer), Worker: r.Worker, Packet: r.Serial,
 		Length: r.Length, Captured: len(r.Data), Segments: r.Segments, SegmentSize: r.Size,
-		Made: r.Flags&capture.FlagMade != 0, Synthesized: r.Flags&capture.FlagSynthesized != 0, Summary: summary(all),
+		Made: r.Flags&capture.FlagMade != 0, Synthesized: r.Flags&capture.FlagSynthesized != 0, Cut: r.Flags&capture.FlagCut != 0, Summary: summary(all),
 	}
 	if r.FlowID != 0 {
 		line.FlowID = fmt.Sprintf("%x", r.FlowID)

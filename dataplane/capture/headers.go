@@ -15,7 +15,8 @@ type Headers struct {
 	SrcMAC    packet.MAC // valid iff Link
 	EtherType uint16     // behind VLAN tags; 0 for none
 	Src, Dst  netip.Addr // of IP, or of ARP's sender and target; else invalid
-	IP        bool       // Proto is valid
+	IP        bool       // Proto and Network are valid
+	Network   int        // offset of the IP header
 	Proto     uint8      // behind IPv6 extension headers
 	HasPorts  bool       // TCP or UDP, first fragment or none
 	SrcPort   uint16     // valid iff HasPorts
@@ -99,7 +100,7 @@ func (h *Headers) readIPv4(b []byte, at int) {
 	if len(b) < at+ipv4Len || b[at]>>4 != 4 || b[at]&15 < 5 {
 		return
 	}
-	h.IP, h.Proto = true, b[at+9]
+	h.IP, h.Network, h.Proto = true, at, b[at+9]
 	h.Src, h.Dst = netip.AddrFrom4([4]byte(b[at+12:])), netip.AddrFrom4([4]byte(b[at+16:]))
 	if binary.BigEndian.Uint16(b[at+6:])&0x1fff == 0 {
 		h.readPorts(b, at+int(b[at]&15)*4)
@@ -110,7 +111,7 @@ func (h *Headers) readIPv6(b []byte, at int) {
 	if len(b) < at+ipv6Len || b[at]>>4 != 6 {
 		return
 	}
-	h.IP, h.Proto = true, b[at+6]
+	h.IP, h.Network, h.Proto = true, at, b[at+6]
 	h.Src, h.Dst = netip.AddrFrom16([16]byte(b[at+8:])), netip.AddrFrom16([16]byte(b[at+24:]))
 	for at += ipv6Len; ; {
 		length := 0

@@ -48,6 +48,7 @@ const (
 	FlagSynthesized                   // the outer IP and UDP headers were made by the capture
 	FlagPartial                       // the L4 checksum is left to a device: what the field holds is no checksum
 	FlagVLAN                          // the VLAN tag was put back in by the capture
+	FlagCut                           // one of the datagrams of a send: its outer lengths, IP ID and IP checksum are what the kernel will write
 )
 
 // A Record is a packet of the stream. Data is valid until the next one is read.

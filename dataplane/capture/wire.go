@@ -31,8 +31,10 @@ type wireReader struct {
 	block   int      // the next one
 	out     []byte   // records, or their headers
 	pieces  [][]byte // of the block that was read, in order
-	cut     int      // where the next piece of out begins
+	begin   int      // where the next piece of out begins
 	number  int      // of the interface
+
+	datagram []byte // the last one that was cut out of a send
 
 	received, missed atomic.Uint64
 }
@@ -64,7 +66,7 @@ func (s *Session) OpenWire(link string, index int) (err error) {
 
 // configure attaches filter and ring. The socket is not bound yet, so that nothing comes in unfiltered.
 func (w *wireReader) configure(snap int) error {
-	program := tunnelProgram(w.session.config.Tunnel.Port, snap)
+	program := tunnelProgram(w.session.config.Tunnel, snap)
 	if err := unix.SetsockoptSockFprog(w.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}); err != nil {
 		return fmt.Errorf("attach filter: %w", err)
 	}
@@ -123,14 +125,14 @@ func (w *wireReader) read() [][]byte {
 	if atomic.LoadUint32(&header.Block_status)&unix.TP_STATUS_USER == 0 {
 		return nil
 	}
-	w.out, w.pieces, w.cut = w.out[:0], w.pieces[:0], 0
+	w.out, w.pieces, w.begin = w.out[:0], w.pieces[:0], 0
 	at := int(header.Offset_to_first_pkt)
 	for range header.Num_pkts {
 		h := (*unix.Tpacket3Hdr)(unsafe.Pointer(&base[at]))
 		w.append(base[at:], h)
 		at += int(h.Next_offset)
 	}
-	w.pieces = append(w.pieces, w.out[w.cut:])
+	w.pieces = append(w.pieces, w.out[w.begin:])
 	return w.pieces
 }
 
@@ -145,7 +147,7 @@ func blockHeader(block []byte) *unix.TpacketHdrV1 {
 	return (*unix.TpacketHdrV1)(unsafe.Pointer(&block[unsafe.Offsetof(unix.TpacketBlockDesc{}.Hdr)]))
 }
 
-// append adds the record of one packet. slot begins with h.
+// append adds the record of one packet, or those of the datagrams of a send. slot begins with h.
 func (w *wireReader) append(slot []byte, h *unix.Tpacket3Hdr) {
 	s := w.session
 	data := slot[h.Mac:][:h.Snaplen]
@@ -155,7 +157,8 @@ func (w *wireReader) append(slot []byte, h *unix.Tpacket3Hdr) {
 	if address.Pkttype == unix.PACKET_OUTGOING {
 		r.Flags = FlagOutbound
 	}
-	w.offload(&r, packet.DecodeVNet(slot[int(h.Mac)-packet.VNetLen:]))
+	v := packet.DecodeVNet(slot[int(h.Mac)-packet.VNetLen:])
+	w.offload(&r, v)
 	link := s.interfaces[w.number].Link
 	var tag []byte
 	if h.Status&unix.TP_STATUS_VLAN_VALID != 0 && link == Ethernet && len(data) >= 12 {
@@ -163,11 +166,20 @@ func (w *wireReader) append(slot []byte, h *unix.Tpacket3Hdr) {
 		r.Flags |= FlagVLAN
 		r.Length += len(tag)
 	}
-	if !w.wanted(data, link, r.Length) {
+	if outer, ok := w.shared(data, link, int(h.Len), v); ok {
+		w.cut(r, tag, data, &outer, int(v.GSOSize))
+		return
+	}
+	w.take(&r, tag, data)
+}
+
+// take adds the record of a packet if the filters want it.
+func (w *wireReader) take(r *Record, tag, data []byte) {
+	if !w.wanted(data, w.session.interfaces[w.number].Link, r.Length) {
 		return
 	}
 	w.received.Add(1)
-	w.add(&r, tag, data, min(len(tag)+len(data), s.config.SnapLen))
+	w.add(r, tag, data, min(len(tag)+len(data), w.session.config.SnapLen))
 }
 
 // copyLess is the size from which on a packet's bytes are written from the kernel's ring and not copied to the others.
@@ -176,12 +188,12 @@ const copyLess = 4096
 // add puts a record into out, or, of a large packet, the header into out and the rest among the pieces.
 func (w *wireReader) add(r *Record, tag, data []byte, captured int) {
 	start, length := len(w.out), recordLen(0, captured)
-	if tag == nil && captured >= copyLess {
+	if tag == nil && captured >= copyLess && r.Flags&FlagCut == 0 {
 		w.out = slices.Grow(w.out, recordHeader+recordAlign)[:start+recordHeader]
 		r.put(w.out[start:], kindPacket, 0)
 		setLengths(w.out[start:], length, captured)
-		w.pieces = append(w.pieces, w.out[w.cut:], data[:captured])
-		w.cut = len(w.out)
+		w.pieces = append(w.pieces, w.out[w.begin:], data[:captured])
+		w.begin = len(w.out)
 		w.out = append(w.out, padding[:length-recordHeader-captured]...)
 		return
 	}
