@@ -46,7 +46,7 @@ type session struct {
 
 // figure notes a value and says so.
 func (s *session) figure(name string, value float64, unit string, flags ...string) {
-	if s.bare != nil && result.HigherIsBetter(unit) {
+	if s.bare != nil && result.HigherIsBetter(unit) && unit != result.Transacts { // the rate of exchanges is a delay's, no sender's
 		flags = append(flags, s.limits(name, value)...)
 	}
 	s.out.Figures = append(s.out.Figures, result.Figure{Round: s.round, Underlay: s.underlay, Path: s.path, Name: name, Value: value, Unit: unit, Flags: flags})
@@ -93,7 +93,10 @@ func tcpCase(flows int) Case {
 		if r.Bytes > 0 && s.ends.Remote == nil { // CPU times are of one machine
 			s.figure(name+"/cpu", r.CPU.Busy().Seconds()/(float64(r.Bytes)*8/1e9), result.CPUGigabit)
 		}
-		return nil
+		return s.profile(ctx, func(d time.Duration) (bench.CPUTime, time.Duration, error) {
+			r, err := bench.TCP{Flows: flows, Duration: d}.Run(ctx, s.ends)
+			return r.CPU, r.Elapsed, err
+		})
 	}}
 }
 
@@ -137,6 +140,15 @@ func udpCase(name string, stream bench.Stream, latency bool) Case {
 		}
 		rate, err := s.search(ctx, u, stream, name, r.SentRate())
 		if err != nil || !latency || rate == 0 {
+			return err
+		}
+		err = s.profile(ctx, func(d time.Duration) (bench.CPUTime, time.Duration, error) {
+			at := stream
+			at.Rate, at.Duration = rate, d
+			r, err := u.Run(ctx, at)
+			return r.CPU, r.Elapsed, err
+		})
+		if err != nil {
 			return err
 		}
 		return s.latencies(ctx, u, stream, name, rate)

@@ -13,8 +13,11 @@ import (
 	"github.com/tulle-net/tulle/scripts/lab"
 )
 
-// daemon is one of the path's, known by the namespace where it serves its metrics.
-type daemon struct{ namespace string }
+// daemon is one of the path's.
+type daemon struct {
+	namespace string // where it serves its metrics
+	runDir    string // where its API's socket is
+}
 
 // metricsAddr is the daemon's default.
 const metricsAddr = "127.0.0.1:9470"

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -17,13 +18,13 @@ import (
 
 // Cost is one figure of a table.
 type Cost struct {
-	Name  string // such as fib/1000000-routes/v4
+	Name  string // such as fib/1000000-routes/256-used/v4
 	Value float64
 	Unit  string // ns/op or B/flow
 }
 
 const (
-	// Cached is the number of flows that stay in the CPU's cache: 32 KiB of IPv4 entries.
+	// Cached is the number of flows that stay in the CPU's cache: 32 KiB of IPv4 entries; and of destinations.
 	Cached = 256
 	batch  = 1000
 	// batches of lookups of which the median counts: on a machine that does other work the mean tells of that.
@@ -31,17 +32,24 @@ const (
 	start   = 1000 * time.Second
 )
 
-// Measure fills tables with entries and looks them up in random order, for each family. It takes some hundred bytes of memory for each
+// Measure fills tables with entries and looks them up in random order, for each family: all of them, and a few again and again. It takes some hundred bytes of memory for each
 // entry, and gives them back.
 func Measure(entries int) (costs []Cost, err error) {
 	defer debug.FreeOSMemory()
+	costs = append(costs, Cost{"memory/load", load(entries), "ns/op"})
 	for _, v6 := range []bool{false, true} {
 		of := family(v6)
-		ns, err := FIB(entries, v6)
+		fib, err := FIB(entries, v6)
 		if err != nil {
 			return nil, err
 		}
-		costs = append(costs, Cost{fmt.Sprintf("fib/%d-routes/%s", entries, of), ns, "ns/op"})
+		for _, used := range slices.Compact([]int{min(Cached, entries), entries}) {
+			ns, err := fib(used)
+			if err != nil {
+				return nil, err
+			}
+			costs = append(costs, Cost{fmt.Sprintf("fib/%d-routes/%d-used/%s", entries, used, of), ns, "ns/op"})
+		}
 		for _, flows := range slices.Compact([]int{min(Cached, entries), entries}) {
 			ns, bytes, err := Conntrack(flows, v6)
 			if err != nil {
@@ -63,8 +71,9 @@ func family(v6 bool) string {
 	return "v4"
 }
 
-// FIB is the time of a lookup, ns, among so many routes: prefixes of 24 bits, or 64 in IPv6.
-func FIB(routes int, v6 bool) (float64, error) {
+// FIB makes one of so many routes, prefixes of 24 bits, or 64 in IPv6. What it returns measures a lookup, ns, by as many destinations, each
+// of another route.
+func FIB(routes int, v6 bool) (lookup func(used int) (float64, error), err error) {
 	random := rand.New(rand.NewPCG(1, uint64(routes)))
 	have := make(map[netip.Prefix]bool, routes)
 	in, all := make([]netip.Addr, 0, routes), make([]tables.Route, 0, routes)
@@ -78,19 +87,21 @@ func FIB(routes int, v6 bool) (float64, error) {
 	}
 	set, err := tables.Compile(1, tables.Node{}, nil, all)
 	if err != nil {
-		return 0, fmt.Errorf("FIB of %d routes: %w", routes, err)
+		return nil, fmt.Errorf("FIB of %d routes: %w", routes, err)
 	}
 	random.Shuffle(len(in), func(i, j int) { in[i], in[j] = in[j], in[i] })
-	missed := 0
-	ns := median(func(i int) {
-		if set.Lookup(in[i%len(in)]) == nil {
-			missed++
+	return func(used int) (float64, error) {
+		missed := 0
+		ns := median(func(i int) {
+			if set.Lookup(in[i%used]) == nil {
+				missed++
+			}
+		})
+		if missed > 0 {
+			return 0, fmt.Errorf("FIB of %d routes: %d lookups found none", routes, missed)
 		}
-	})
-	if missed > 0 {
-		return 0, fmt.Errorf("FIB of %d routes: %d lookups found none", routes, missed)
-	}
-	return ns, nil
+		return ns, nil
+	}, nil
 }
 
 func anywhere(random *rand.Rand, v6 bool) (addr netip.Addr, bits int) {
@@ -169,6 +180,22 @@ func first(i uint32, v6 bool) conntrack.Packet {
 	}
 	p.Src, p.Dst = netip.AddrFrom4([4]byte{10, byte(i >> 24), byte(i >> 16), byte(i >> 8)}), netip.AddrFrom4([4]byte{10, 200, 0, 9})
 	return p
+}
+
+// load is the time of one load, ns, that depends on the one before, from as much memory as so many IPv4 flows take: no lookup in a table of
+// that size that begins where the last one ended can be faster.
+func load(entries int) float64 {
+	const line = 64 / 4 // words
+	lines := max(128/64*entries, 2)
+	words := make([]uint32, lines*line)
+	order := rand.Perm(lines)
+	for i, from := range order {
+		words[from*line] = uint32(order[(i+1)%lines] * line)
+	}
+	at := uint32(0)
+	ns := median(func(int) { at = words[at] })
+	runtime.KeepAlive(at)
+	return ns
 }
 
 // median is the time of one op, ns, over batches.

@@ -22,8 +22,8 @@ func TestMeasure(t *testing.T) {
 			t.Errorf("%s: %v", c.Name, c.Value)
 		}
 	}
-	want := []string{"fib/10000-routes/v4", "conntrack/256-flows/v4", "conntrack/10000-flows/v4", "conntrack/memory/v4",
-		"fib/10000-routes/v6", "conntrack/256-flows/v6", "conntrack/10000-flows/v6", "conntrack/memory/v6"}
+	want := []string{"memory/load", "fib/10000-routes/256-used/v4", "fib/10000-routes/10000-used/v4", "conntrack/256-flows/v4", "conntrack/10000-flows/v4", "conntrack/memory/v4",
+		"fib/10000-routes/256-used/v6", "fib/10000-routes/10000-used/v6", "conntrack/256-flows/v6", "conntrack/10000-flows/v6", "conntrack/memory/v6"}
 	if !slices.Equal(names, want) {
 		t.Errorf("%v, want %v", names, want)
 	}

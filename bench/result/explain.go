@@ -10,7 +10,7 @@ var words = map[string]string{
 	"flood": "delivered when flooded", "no-drop": "highest rate with nothing lost", "0.5%-drop": "highest rate with 0.5% lost",
 	"cpu": "CPU time of the whole machine", "delay": "one-way delay", "round-trip": "round trip",
 	"fib": "FIB lookup", "conntrack": "conntrack", "allocs": "allocations of the daemons", "daemon-cpu": "CPU time of the daemons",
-	"memory": "memory", "v4": "IPv4", "v6": "IPv6",
+	"memory": "memory", "load": "a load of a word, each where the last one says", "v4": "IPv4", "v6": "IPv6",
 	"10%-load": "at 10% of the no-drop rate", "50%-load": "at half the no-drop rate", "90%-load": "at 90% of the no-drop rate",
 }
 
@@ -26,6 +26,8 @@ func Explain(name string) string {
 			p = n + " flows"
 		} else if n, found := strings.CutSuffix(p, "-routes"); found {
 			p = n + " routes"
+		} else if n, found := strings.CutSuffix(p, "-used"); found {
+			p = n + " of them in use"
 		}
 		parts[i] = p
 	}

@@ -22,6 +22,8 @@ type page struct {
 	Lines, Warnings []string
 	Tally           string
 	Targets         []target
+	Explanation     string
+	Explained       []string
 	Lost, Won       outcomeChart
 	Sections        []section
 	Curves          []plot
@@ -78,6 +80,7 @@ func (r *Result) page() page {
 		for _, v := range all {
 			p.Targets = append(p.Targets, newTarget(v))
 		}
+		p.Explanation, p.Explained = explanation, r.explained(all)
 	}
 	lost, won := outcomes(rows)
 	p.Lost, p.Won = r.outcomeBars(lost), r.outcomeBars(won)

@@ -50,6 +50,12 @@ func (r *Result) writeTargets(w io.Writer) error {
 			return err
 		}
 	}
+	if lines := r.explained(all); len(lines) > 0 {
+		fmt.Fprintf(w, "\n### Where the time goes\n\n%s\n\n", explanation)
+		for _, line := range lines {
+			fmt.Fprintf(w, "- %s\n", line)
+		}
+	}
 	return nil
 }
 

@@ -61,6 +61,7 @@ type Result struct {
 	Figures       []Figure    `json:"figures"`
 	Trials        []Trial     `json:"trials"`
 	Failures      []Failure   `json:"failures"`
+	Profiles      []Profile   `json:"profiles,omitempty"`
 	Curves        []Curve     `json:"curves,omitempty"` // from Go benchmarks
 }
 

@@ -152,7 +152,13 @@ func (r *Result) writeVerdicts(w io.Writer) error {
 	for _, v := range all {
 		fmt.Fprintln(t, strings.Join(v.Texts(), "\t"))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if lines := r.explained(all); len(lines) > 0 {
+		fmt.Fprintf(w, "\nWhere the time goes. %s\n%s\n", explanation, strings.Join(lines, "\n"))
+	}
+	return nil
 }
 
 func underlayTitle(underlay string) string {

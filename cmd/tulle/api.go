@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -76,6 +77,8 @@ func listenAPI(d *daemon) (*apiServer, error) {
 	mux.HandleFunc("GET "+pathTrace, d.answerTrace)
 	mux.HandleFunc("GET "+pathPing, d.answerPing)
 	mux.HandleFunc("GET "+pathCapture, d.answerCapture)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/{name}", func(w http.ResponseWriter, r *http.Request) { pprof.Handler(r.PathValue("name")).ServeHTTP(w, r) })
 	mux.HandleFunc("POST "+cniapi.PathAdd, carryOut(d.pods.add))
 	mux.HandleFunc("POST "+cniapi.PathDel, carryOut(d.pods.del))
 	mux.HandleFunc("POST "+cniapi.PathCheck, carryOut(d.pods.check))

@@ -68,7 +68,7 @@ func TestBenchQuick(t *testing.T) {
 		}
 	}
 	for name, path := range map[string]string{"udp-64B/1-flow/flood/allocs": "tulle", "udp-64B/1-flow/flood/memory": "tulle-udp",
-		"fib/10000-routes/v6": result.Tables, "conntrack/memory/v4": result.Tables} {
+		"fib/10000-routes/256-used/v6": result.Tables, "conntrack/memory/v4": result.Tables} {
 		if !slices.ContainsFunc(r.Figures, func(f result.Figure) bool { return f.Path == path && f.Name == name }) {
 			t.Errorf("no %s of %s", name, path)
 		}
