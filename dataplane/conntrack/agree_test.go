@@ -37,6 +37,8 @@ type duel struct {
 	now   time.Duration
 	last  step // what was done
 	seen  map[string]int
+
+	insertedBefore uint64 // by tables that others took over
 }
 
 // A step is one packet.
@@ -48,8 +50,31 @@ type step struct {
 func (s step) String() string { return fmt.Sprintf("at %v: %+v", s.at, s.packet) }
 
 func newDuel(tb testing.TB, intn func(int) int) *duel {
-	table := newTable(tb, conntrack.Config{Flows4: 400, Flows6: 400})
-	return &duel{tb: tb, intn: intn, table: table, model: newModel(), seen: map[string]int{}}
+	table, err := conntrack.New(duelConfig)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	d := &duel{tb: tb, intn: intn, table: table, model: newModel(), seen: map[string]int{}}
+	tb.Cleanup(func() { d.table.Close() })
+	return d
+}
+
+var duelConfig = conntrack.Config{Flows4: 400, Flows6: 400}
+
+// restart lets another table take over what the table is in.
+func (d *duel) restart() {
+	old, before := d.table, d.table.Stats()
+	var got conntrack.Adoption
+	d.table, got = inherit(d.tb, old.File(), duelConfig, d.now)
+	if err := old.Close(); err != nil {
+		d.tb.Fatal(err)
+	}
+	if want := (conntrack.Adoption{Kept: before.Flows4 + before.Flows6}); got != want {
+		d.tb.Fatalf("after %s: %+v, want %+v", d.last, got, want)
+	}
+	d.insertedBefore += before.Inserted
+	d.seen["restart"]++
+	d.checkAll()
 }
 
 func (d *duel) pick(values ...int) int { return values[d.intn(len(values))] }
@@ -65,6 +90,8 @@ func (d *duel) step() {
 		d.delete()
 	case n < 998:
 		d.sweep()
+	case d.intn(10) == 0:
+		d.restart()
 	default:
 		d.checkAll()
 	}
@@ -226,7 +253,7 @@ func (d *duel) checkAll() {
 		d.tb.Fatalf("after %s: flows differ (-model +table):\n%s", d.last, cmp.Diff(want, got, compareFlows))
 	}
 	s := d.table.Stats()
-	if s.Inserted != d.model.inserted || s.Inserted != uint64(s.Flows4+s.Flows6)+s.Expired+s.Evicted+s.Deleted || s.Full != 0 {
+	if d.insertedBefore+s.Inserted != d.model.inserted || s.Adopted+s.Inserted != uint64(s.Flows4+s.Flows6)+s.Expired+s.Evicted+s.Deleted || s.Full != 0 {
 		d.tb.Fatalf("after %s: %+v do not add up, or %d were inserted", d.last, s, d.model.inserted)
 	}
 }
@@ -304,7 +331,7 @@ func TestAgreesWithModel(t *testing.T) {
 	}
 	d.checkAll()
 	for _, reached := range []string{"syn-sent", "syn-recv", "established", "fin-wait", "close-wait", "last-ack",
-		"time-wait", "close", "syn-sent2", "unreplied", "replied", "out of window"} {
+		"time-wait", "close", "syn-sent2", "unreplied", "replied", "out of window", "restart"} {
 		if d.seen[reached] < 100 {
 			t.Errorf("the random walk saw %q only %d times", reached, d.seen[reached])
 		}

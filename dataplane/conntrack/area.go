@@ -74,23 +74,35 @@ func slotsFor(flows int) uint64 {
 	return max(2*uint64(flows), minSlots)
 }
 
+// size is that of the memfd, bytes.
+func (c Config) size() int {
+	return headerLen + int(slotsFor(c.Flows4))*slotLen4 + int(slotsFor(c.Flows6))*slotLen6
+}
+
+// header is what a table begins with, the hash key apart.
+func (c Config) header() []uint64 {
+	return []uint64{magic, layoutVersion, uint64(c.Flows4), slotsFor(c.Flows4), uint64(c.Flows6), slotsFor(c.Flows6)}
+}
+
 // create makes and maps the memfd.
 func (t *Table) create(c Config) error {
-	slots4, slots6 := slotsFor(c.Flows4), slotsFor(c.Flows6)
-	size := headerLen + int(slots4)*slotLen4 + int(slots6)*slotLen6
-	file, mem, err := mapMemfd(size)
+	file, mem, err := mapMemfd(c.size())
 	if err != nil {
 		return err
 	}
-	t.file, t.mem = file, mem
-	header := []uint64{magic, layoutVersion, uint64(c.Flows4), slots4, uint64(c.Flows6), slots6}
-	for i, v := range append(header, t.key[:]...) {
+	for i, v := range append(c.header(), t.key[:]...) {
 		binary.NativeEndian.PutUint64(mem[8*i:], v)
 	}
-	base := unsafe.Pointer(&mem[0])
+	t.use(c, file, mem)
+	return nil
+}
+
+// use makes the mapped memfd the table's.
+func (t *Table) use(c Config, file *os.File, mem []byte) {
+	t.file, t.mem = file, mem
+	base, slots4, slots6 := unsafe.Pointer(&mem[0]), slotsFor(c.Flows4), slotsFor(c.Flows6)
 	t.v4.init(t, unsafe.Add(base, headerLen), slots4, slotLen4, c.Flows4)
 	t.v6.init(t, unsafe.Add(base, headerLen+slots4*slotLen4), slots6, slotLen6, c.Flows6)
-	return nil
 }
 
 func (a *area) init(t *Table, base unsafe.Pointer, slots, size uint64, flows int) {
@@ -114,12 +126,20 @@ func mapMemfd(size int) (*os.File, []byte, error) {
 		file.Close()
 		return nil, nil, fmt.Errorf("seal memfd: %w", err)
 	}
-	mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := mapShared(file, size)
 	if err != nil {
 		file.Close()
-		return nil, nil, fmt.Errorf("map %d bytes: %w", size, err)
+		return nil, nil, err
 	}
 	return file, mem, nil
+}
+
+func mapShared(file *os.File, size int) ([]byte, error) {
+	mem, err := unix.Mmap(int(file.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %d bytes: %w", size, err)
+	}
+	return mem, nil
 }
 
 // probes is the length of a home's probe sequence: with half of the slots in use, one insert in 10^8 finds it full.

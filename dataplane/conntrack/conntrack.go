@@ -113,10 +113,11 @@ type Flow struct {
 	Created, LastSeen, Expires time.Duration // since the caller's epoch, whole seconds; Expires if nothing more is seen
 }
 
-// Stats are counts since the table was made, Flows4 and Flows6 those of now. When nothing happens meanwhile,
-// Inserted = Flows4 + Flows6 + Expired + Evicted + Deleted.
+// Stats are counts since the table was made or adopted, Flows4 and Flows6 those of now. When nothing happens meanwhile,
+// Adopted + Inserted = Flows4 + Flows6 + Expired + Evicted + Deleted.
 type Stats struct {
 	Flows4, Flows6 int
+	Adopted        uint64 // kept of the table that was taken over
 	Inserted       uint64
 	Expired        uint64 // timed out, or replaced by the SYN of the next connection
 	Evicted        uint64 // unreplied or closing, removed to make room
@@ -125,13 +126,14 @@ type Stats struct {
 }
 
 // A Table is the flows of both families. All methods but Close are safe for concurrent use. The zero value is
-// not usable: New makes one.
+// not usable: New and Adopt make one.
 type Table struct {
-	v4, v6 area
-	key    hashKey
-	mem    []byte
-	file   *os.File
-	_      [64]byte // what every packet reads is apart from what inserts write
+	v4, v6  area
+	key     hashKey
+	mem     []byte
+	file    *os.File
+	adopted uint64
+	_       [64]byte // what every packet reads is apart from what inserts write
 	counters
 	cursor atomic.Uint64 // of Sweep: the next slot of both families in turn
 }
@@ -143,17 +145,24 @@ type counters struct {
 
 // New returns an empty table.
 func New(c Config) (*Table, error) {
-	if c.Flows4 < 0 || c.Flows6 < 0 || c.Flows4 > maxFlows || c.Flows6 > maxFlows {
-		return nil, fmt.Errorf("make flow table: %d IPv4 and %d IPv6 flows: each must be 0 to %d", c.Flows4, c.Flows6, maxFlows)
-	}
-	if !checkLayout() {
-		return nil, errors.New("make flow table: this Go's netip.Addr is laid out otherwise: build with the Go of go.mod")
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("make flow table: %w", err)
 	}
 	t := &Table{key: newHashKey()}
 	if err := t.create(c); err != nil {
 		return nil, fmt.Errorf("make flow table for %d IPv4 and %d IPv6 flows: %w", c.Flows4, c.Flows6, err)
 	}
 	return t, nil
+}
+
+func (c Config) check() error {
+	if c.Flows4 < 0 || c.Flows6 < 0 || c.Flows4 > maxFlows || c.Flows6 > maxFlows {
+		return fmt.Errorf("%d IPv4 and %d IPv6 flows: each must be 0 to %d", c.Flows4, c.Flows6, maxFlows)
+	}
+	if !checkLayout() {
+		return errors.New("this Go's netip.Addr is laid out otherwise: build with the Go of go.mod")
+	}
+	return nil
 }
 
 // File returns the memfd that holds the table, for handing it to another process. It stays the table's: Close
@@ -171,7 +180,7 @@ func (t *Table) Close() error {
 // Stats returns the table's counts.
 func (t *Table) Stats() Stats {
 	return Stats{
-		Flows4: t.v4.flows(), Flows6: t.v6.flows(),
+		Flows4: t.v4.flows(), Flows6: t.v6.flows(), Adopted: t.adopted,
 		Inserted: t.inserted.Load(), Expired: t.expired.Load(), Evicted: t.evicted.Load(),
 		Deleted: t.deleted.Load(), Full: t.full.Load(),
 	}

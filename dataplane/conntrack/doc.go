@@ -5,7 +5,7 @@
 // caller chose, kept in whole seconds.
 //
 // Every flow is one slot of fixed size in one mapped memfd without pointers, so that the GC never scans it and a
-// restarted daemon can take it over. Both directions of a flow find the same slot.
+// restarted daemon can take it over (Adopt). Both directions of a flow find the same slot.
 //
 // # Slots, homes and locks
 //
