@@ -114,17 +114,19 @@ func (a *area) removeFrom(home, s uint64, generation uint32, why reason, now uin
 	bit, listed := a.homeBit(home, h, s)
 	e := read(a.slot(s), ctrl)
 	if removed = listed && e.generation() == generation && stateOf(ctrl) != free && e.due(why, now); removed {
-		a.count.Add(-1)
 		a.stats.removed(why).Add(1)
 		h, ctrl = bump(h)&^bit, bump(ctrl)&^entryMask
 	}
+	k := a.loadKey(s, e.ctrl)
 	if s != home {
 		a.release(s, ctrl)
 	} else if removed {
 		h &^= entryMask
 	}
 	a.release(home, h)
-	if removed {
+	if removed { // only now, so that there are never more entries than are counted
+		a.quota.count(a.source(&k, e.ctrl), -1)
+		a.count.Add(-1)
 		a.occupied(s, -1)
 	}
 	return removed, listed
