@@ -30,8 +30,11 @@ func (w *worker) commit(f *packet.Frame, known bool, v packet.Verdict) packet.Ve
 		return v
 	}
 	hit, result := w.engine.Flows.Insert(&w.flow, conntrack.NAT{}, w.now)
-	if result == conntrack.Full {
+	switch result {
+	case conntrack.Full:
 		return packet.DropFlowTableFull
+	case conntrack.OverQuota:
+		return packet.DropFlowQuota
 	}
 	w.seeFlow(f, hit, false)
 	return v

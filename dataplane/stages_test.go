@@ -97,6 +97,7 @@ var stageCases = []verdictCase{
 		return wrapB(portUnreachable(t, macB, macA, udpFrame(t, macA, gateA, podA6, podB6, 64)))
 	}, packet.DropUnrelated, 1, nil},
 	{"new flow, full table", TAP, outTo("10.0.2.9"), packet.DropFlowTableFull, 1, func(r *rig) { r.engine.Flows = fullTable(r.t) }},
+	{"new flow, source with too many", TAP, outTo("10.0.2.9"), packet.DropFlowQuota, 1, func(r *rig) { r.engine.Flows = spentQuota(r.t, "10.0.1.9") }},
 
 	{"first fragment", TAP, piece(0), packet.Encapsulated, 1, nil},
 	{"first fragment too short for its TCP header", TAP, plain(func(t testing.TB) []byte {
@@ -145,6 +146,17 @@ var stageCases = []verdictCase{
 	{"super-packet larger than the path", TAP, func(t testing.TB) memFrame { return tcpSuper(t, "10.0.1.9", "10.0.3.9", 5000, 1400) }, packet.DropTooBig, 4, nil},
 	{"IPv6 no route", TAP, out6("2001:db8:99::1"), packet.DropNoRoute, 1, nil},
 	{"IPv6 nobody's subnet", TAP, out6("fd00:9::9"), packet.DropReject, 1, nil},
+}
+
+// spentQuota is a flow table in which a source has the one flow that it may have.
+func spentQuota(t testing.TB, source string) *conntrack.Table {
+	table, err := conntrack.New(conntrack.Config{Flows4: 100, Flows6: 100, PerSource: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { table.Close() })
+	table.Insert(&conntrack.Packet{Tuple: conntrack.Tuple{Src: addr(source), Dst: addr("10.0.2.77"), DstPort: 53, Proto: packet.ProtoUDP}}, conntrack.NAT{}, time.Hour)
+	return table
 }
 
 // fullTable is a flow table that is full of flows which are in use.

@@ -97,7 +97,7 @@ func (s *scale) flows(ctx context.Context) error {
 			}
 		}
 		return nil
-	}, "--max-flows", fmt.Sprint(frames.MaxFlows))
+	}, "--max-flows", fmt.Sprint(frames.MaxFlows), "--max-flows-per-source", fmt.Sprint(frames.MaxFlows))
 }
 
 // peers are frames to one node of many: the others are only in the tables.

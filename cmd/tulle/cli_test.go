@@ -88,6 +88,7 @@ func TestErrors(t *testing.T) {
 		{with("--subnet", "10.244.1.7/24"), 2, "--subnet 10.244.1.7/24 has host bits: write 10.244.1.0/24"},
 		{with("--workers", "0"), 2, "--workers 0: out of range (allowed: 1 to 64)"},
 		{with("--max-flows", "1000"), 2, "--max-flows 1000: out of range (allowed: 1024 to 16777216)"},
+		{with("--max-flows-per-source", "-1"), 2, "--max-flows-per-source -1: out of range (allowed: 0 to 16777216)"},
 		{with("--device", "pigeon"), 2, "--device pigeon: unknown (allowed: tap, tun, water)"},
 		{with("--device", "tun", "--workers", "2"), 2, "--workers 2 with --device tun: its library has a single queue, which serves one worker: leave out --workers or use --device tap"},
 		{with("--device", "water", "--keep"), 2, "--keep with --device water: the device ends with its single queue: leave out --keep or use --device tap"},

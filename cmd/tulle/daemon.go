@@ -39,6 +39,7 @@ type daemonConfig struct {
 	underlay    string // underlayUDP or underlayPacket
 	workers     int
 	maxFlows    int // of each family
+	perSource   int // 0 for a part of maxFlows
 	keep        bool
 	copyDSCP    bool
 	busyPoll    time.Duration

@@ -55,8 +55,10 @@ type tableReport struct {
 	Capacity6 int    `json:"capacity6"`
 	Inserted  uint64 `json:"inserted"`
 	Expired   uint64 `json:"expired"`
-	Evicted   uint64 `json:"evicted"` // unreplied or closing, removed to make room
-	Full      uint64 `json:"full"`    // packets of new flows that found no room
+	Evicted   uint64 `json:"evicted"`   // unreplied or closing, removed to make room
+	Full      uint64 `json:"full"`      // packets of new flows that found no room
+	PerSource int    `json:"perSource"` // flows that a source may begin
+	OverQuota uint64 `json:"overQuota"` // packets of new flows of sources that have as many
 }
 
 // A flowFilter says which flows are listed. Zero fields match all.

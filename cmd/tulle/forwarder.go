@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +63,7 @@ func openForwarder(c *daemonConfig) (*forwarder, error) {
 	f := &forwarder{config: c, now: func() time.Duration { return time.Since(start) }}
 	err := f.openUnderlays()
 	if err == nil {
-		f.flows, err = conntrack.New(conntrack.Config{Flows4: c.maxFlows, Flows6: c.maxFlows})
+		f.flows, err = conntrack.New(conntrack.Config{Flows4: c.maxFlows, Flows6: c.maxFlows, PerSource: c.flowsPerSource()})
 	}
 	if err == nil {
 		err = c.kernel(control.State{}).CheckFree()
@@ -206,7 +207,7 @@ func (f *forwarder) tableReport() tableReport {
 	s := f.flows.Stats()
 	return tableReport{
 		Flows4: s.Flows4, Flows6: s.Flows6, Capacity4: f.config.maxFlows, Capacity6: f.config.maxFlows,
-		Inserted: s.Inserted, Expired: s.Expired, Evicted: s.Evicted, Full: s.Full,
+		Inserted: s.Inserted, Expired: s.Expired, Evicted: s.Evicted, Full: s.Full, PerSource: f.config.flowsPerSource(), OverQuota: s.OverQuota,
 	}
 }
 
@@ -231,3 +232,6 @@ func (f *forwarder) close(keep bool) error {
 	}
 	return nil
 }
+
+// flowsPerSource leaves, unless it is told otherwise, room for others beside three sources that open all they can.
+func (c *daemonConfig) flowsPerSource() int { return cmp.Or(c.perSource, c.maxFlows/4) }

@@ -141,7 +141,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(fallbackDesc, r.Underlay.Fallbacks)
 	counter(socketDesc, r.Underlay.SocketDrops)
 	counter(icmpDesc, r.Engine.ICMPLimited)
-	for event, n := range map[string]uint64{"inserted": r.Flows.Inserted, "expired": r.Flows.Expired, "evicted": r.Flows.Evicted, "full": r.Flows.Full} {
+	for event, n := range map[string]uint64{"inserted": r.Flows.Inserted, "expired": r.Flows.Expired, "evicted": r.Flows.Evicted, "full": r.Flows.Full, "over_quota": r.Flows.OverQuota} {
 		counter(flowEndsDesc, n, event)
 	}
 	collectFlows(gauge, &r.Flows)

@@ -49,7 +49,7 @@ type nodeOptions struct {
 	underlay, device        string
 	cni                     cniInstall
 	gossipPort, workers     int
-	maxFlows                int
+	maxFlows, perSource     int
 	insecure, keep          bool
 	copyDSCP                bool
 	busyPoll                time.Duration
@@ -117,6 +117,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.IntVar(&o.workers, "workers", 1, "threads that forward packets, with a queue of the tap each")
 	f.DurationVar(&o.busyPoll, "busy-poll", defaultBusyPoll(), "how long a worker looks for packets before it sleeps, as long as that finds some; 0 to sleep at once")
 	f.IntVar(&o.maxFlows, "max-flows", flowsPerFamily, "size of the flow table for each family; 128 bytes an IPv4 flow, 256 an IPv6 flow, used as they come")
+	f.IntVar(&o.perSource, "max-flows-per-source", 0, "flows of each family that packets of one source address may begin; 0 for a quarter of --max-flows")
 	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
 }
@@ -147,7 +148,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
+		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, perSource: o.perSource, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {
@@ -242,6 +243,8 @@ func (o *nodeOptions) check() error {
 		return usageError("--underlay %s: unknown (allowed: udp, packet)", o.underlay)
 	case o.maxFlows < leastFlows || o.maxFlows > mostFlows:
 		return usageError("--max-flows %d: out of range (allowed: %d to %d)", o.maxFlows, leastFlows, mostFlows)
+	case o.perSource < 0 || o.perSource > mostFlows:
+		return usageError("--max-flows-per-source %d: out of range (allowed: 0 to %d)", o.perSource, mostFlows)
 	case o.workers < 1 || o.workers > maxWorkers:
 		return usageError("--workers %d: out of range (allowed: 1 to %d)", o.workers, maxWorkers)
 	case o.busyPoll < 0 || o.busyPoll > maxBusyPoll:

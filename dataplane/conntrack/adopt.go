@@ -187,6 +187,7 @@ func (a *area) relist(s uint64) bool {
 		if a.probeAt(home, i) == s {
 			h.Store(h.Load() | 1<<(homeBits+i))
 			a.count.Add(1)
+			a.quota.count(a.source(&k, a.slot(s)[wCtrl].Load()), 1)
 			a.occupied(s, 1)
 			return true
 		}

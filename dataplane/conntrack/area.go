@@ -43,6 +43,7 @@ type area struct {
 	key   *hashKey
 	stats *counters
 	limit int64
+	quota quota
 	used  []atomic.Int32 // entries in each block of slots, at least
 	_     [64]byte       // count changes with every insert, what is above never
 	count atomic.Int64
@@ -101,13 +102,16 @@ func (t *Table) create(c Config) error {
 func (t *Table) use(c Config, file *os.File, mem []byte) {
 	t.file, t.mem = file, mem
 	base, slots4, slots6 := unsafe.Pointer(&mem[0]), slotsFor(c.Flows4), slotsFor(c.Flows6)
-	t.v4.init(t, unsafe.Add(base, headerLen), slots4, slotLen4, c.Flows4)
-	t.v6.init(t, unsafe.Add(base, headerLen+slots4*slotLen4), slots6, slotLen6, c.Flows6)
+	t.v4.init(t, unsafe.Add(base, headerLen), slots4, slotLen4, c.Flows4, c.PerSource)
+	t.v6.init(t, unsafe.Add(base, headerLen+slots4*slotLen4), slots6, slotLen6, c.Flows6, c.PerSource)
 }
 
-func (a *area) init(t *Table, base unsafe.Pointer, slots, size uint64, flows int) {
+func (a *area) init(t *Table, base unsafe.Pointer, slots, size uint64, flows, perSource int) {
 	a.base, a.slots, a.size, a.limit = base, slots, size, int64(flows)
 	a.key, a.stats = &t.key, &t.counters
+	if slots > 0 {
+		a.quota = newQuota(perSource)
+	}
 	a.used = make([]atomic.Int32, (slots+blockSlots-1)/blockSlots)
 }
 

@@ -22,7 +22,12 @@ const (
 // A Config says how many flows a Table holds for each family. Each IPv4 flow takes 128 bytes, each IPv6 flow 256; the
 // least a family takes is 512 slots (32 and 64 KiB). No flows of a family means that none is tracked. The memory is
 // reserved at once and used page by page.
-type Config struct{ Flows4, Flows6 int }
+type Config struct {
+	Flows4, Flows6 int
+	// PerSource bounds the flows of each family that packets of one source address began, so that no source takes the room of all; 0 is no
+	// bound. It costs 512 KiB for each family.
+	PerSource int
+}
 
 // maxFlows keeps slot numbers within an ID.
 const maxFlows = 1 << 28
@@ -91,6 +96,8 @@ const (
 	Exists
 	// Full means that there is no room within the packet's reach and nothing to evict. There is no entry.
 	Full
+	// OverQuota means that the packet's source has as many flows as it may. There is no entry.
+	OverQuota
 )
 
 // String returns the result's name.
@@ -101,7 +108,7 @@ func (r Result) String() string {
 	return fmt.Sprintf("result(%d)", uint8(r))
 }
 
-var resultNames = [...]string{"refused", "inserted", "exists", "full"}
+var resultNames = [...]string{"refused", "inserted", "exists", "full", "over quota"}
 
 // A Flow is a copy of an entry.
 type Flow struct {
@@ -123,6 +130,7 @@ type Stats struct {
 	Evicted        uint64 // unreplied or closing, removed to make room
 	Deleted        uint64
 	Full           uint64 // inserts that found no room
+	OverQuota      uint64 // inserts of sources that had as many flows as they may
 }
 
 // A Table is the flows of both families. All methods but Close are safe for concurrent use. The zero value is
@@ -140,7 +148,7 @@ type Table struct {
 
 // counters change with flows, never with packets.
 type counters struct {
-	inserted, expired, evicted, deleted, full atomic.Uint64
+	inserted, expired, evicted, deleted, full, overQuota atomic.Uint64
 }
 
 // New returns an empty table.
@@ -156,6 +164,9 @@ func New(c Config) (*Table, error) {
 }
 
 func (c Config) check() error {
+	if c.PerSource < 0 || c.PerSource > maxFlows {
+		return fmt.Errorf("%d flows of each source: must be 0 to %d", c.PerSource, maxFlows)
+	}
 	if c.Flows4 < 0 || c.Flows6 < 0 || c.Flows4 > maxFlows || c.Flows6 > maxFlows {
 		return fmt.Errorf("%d IPv4 and %d IPv6 flows: each must be 0 to %d", c.Flows4, c.Flows6, maxFlows)
 	}
@@ -182,6 +193,6 @@ func (t *Table) Stats() Stats {
 	return Stats{
 		Flows4: t.v4.flows(), Flows6: t.v6.flows(), Adopted: t.adopted,
 		Inserted: t.inserted.Load(), Expired: t.expired.Load(), Evicted: t.evicted.Load(),
-		Deleted: t.deleted.Load(), Full: t.full.Load(),
+		Deleted: t.deleted.Load(), Full: t.full.Load(), OverQuota: t.overQuota.Load(),
 	}
 }

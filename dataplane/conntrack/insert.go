@@ -57,6 +57,7 @@ const (
 	placed placement = iota
 	present
 	noRoom
+	overQuota
 )
 
 // attempts of an insert: other workers may take the room that it makes.
@@ -75,6 +76,9 @@ func (a *area) insert(d *draft, hit *Hit) Result {
 				return Exists
 			}
 			a.replace(s, &d.key, d.packet, now)
+		case overQuota:
+			a.stats.overQuota.Add(1)
+			return OverQuota
 		case noRoom:
 			if !a.evict(a.home(d.key.hash), now) {
 				a.stats.full.Add(1)
@@ -96,6 +100,11 @@ func (a *area) place(d *draft, hit *Hit) (uint64, placement) {
 		a.release(home, h)
 		return s, present
 	}
+	source := a.source(&d.key, d.entry.ctrl)
+	if !a.quota.take(source) {
+		a.release(home, h)
+		return 0, overQuota
+	}
 	if a.count.Add(1) <= a.limit {
 		for i := range probes {
 			if a.fill(home, i, &h, d, hit) {
@@ -105,6 +114,7 @@ func (a *area) place(d *draft, hit *Hit) (uint64, placement) {
 		}
 	}
 	a.count.Add(-1)
+	a.quota.count(source, -1)
 	a.release(home, h)
 	return 0, noRoom
 }

@@ -43,6 +43,7 @@ var causes = [NumVerdicts]string{
 	DropNested:           "it is a packet of the tunnel inside the tunnel, to this node itself: is the route to a node's public address inside the cluster network?",
 
 	DropUnrelated:     "it is an ICMP error about a flow that this node does not know, or a redirect: it is late or forged",
+	DropFlowQuota:     "it begins a new flow, and its source has as many as --max-flows-per-source allows: see tulle flows --sum src for how many",
 	DropFlowTableFull: "it begins a new flow, and the flow table is full of established ones: see tulle flows --sum src for who opens so many",
 
 	DropNoRoute:      "no route of this node's covers its destination: compare it with tulle routes",

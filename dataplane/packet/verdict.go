@@ -54,6 +54,7 @@ const (
 	// Flows.
 	DropUnrelated     // an ICMP error that quotes no known flow, or a redirect
 	DropFlowTableFull // a new flow, and the table holds as many as it may
+	DropFlowQuota     // a new flow, and its source has as many as it may
 
 	// Routing and sending.
 	DropNoRoute      // no FIB entry
@@ -105,6 +106,7 @@ var verdictNames = [NumVerdicts]string{
 	DropNested:           "drop_nested",
 	DropUnrelated:        "drop_unrelated",
 	DropFlowTableFull:    "drop_flow_table_full",
+	DropFlowQuota:        "drop_flow_quota",
 	DropNoRoute:          "drop_no_route",
 	DropReject:           "drop_reject",
 	DropEngine:           "drop_engine",
