@@ -8,6 +8,7 @@
 #              takes hours, bench-quick two minutes to see that it works. Results in $(BENCHOUT)/, see docs/benchmarks.md;
 #              BASELINE=old.json fails where it was faster
 # make performance   docs/performance.md, from $(BENCHOUT)/table.json or RESULT=FILE and the curves beside it
+# make chaos   faults, one every ten seconds for DURATION (default 30m), under traffic: does everything come back by itself? (root)
 # make lint    gofmt, vet, staticcheck, import boundaries
 
 GO       ?= go
@@ -19,13 +20,14 @@ ROUTED   ?= false
 DEVICE   ?= tap
 UNDERLAY ?= udp
 BENCHOUT ?= bench-out
+DURATION ?= 30m
 BASELINE ?=
 CURVES   := ^Benchmark(FIB|Peers|Lookup)$$
 RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
-.PHONY: build demo test fuzz bench bench-full bench-quick performance lint clean need-root
+.PHONY: build demo chaos test fuzz bench bench-full bench-quick performance lint clean need-root
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle ./cmd/tulle
@@ -34,6 +36,10 @@ build:
 demo: need-root build
 	$(GO) build -o bin/demo ./scripts/demo
 	@bin/demo -tulle bin/tulle -family $(FAMILY) -backend $(BACKEND) -store $(STORE) -routed=$(ROUTED) -underlay $(UNDERLAY) -device $(DEVICE)
+
+chaos: need-root build
+	$(GO) build -o bin/chaos ./scripts/chaos
+	@bin/chaos -tulle bin/tulle -duration $(DURATION) $(CHAOS)
 
 # The lab's tests take turns on the machine's namespaces, so the packages run one at a time. The end-to-end tests start a
 # process for each command: all of them run without the race detector, and those with the most concurrency with it too.
