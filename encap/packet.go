@@ -71,11 +71,8 @@ func OpenPacket(c PacketConfig) ([]*PacketUnderlay, error) {
 	if err != nil {
 		return nil, fmt.Errorf("underlay: %w", err)
 	}
-	all, ids := make([]*PacketUnderlay, c.Workers), new(atomic.Uint32)
-	ids.Store(rand.Uint32())
+	all := newPacketUnderlays(&c, guard, gro)
 	for i := range all {
-		all[i] = newPacketUnderlay(&c, ids, gro)
-		all[i].guard, guard = guard, -1
 		if err := all[i].open(&c, i); err != nil {
 			for _, u := range all[:i+1] {
 				u.Close()
@@ -84,6 +81,17 @@ func OpenPacket(c PacketConfig) ([]*PacketUnderlay, error) {
 		}
 	}
 	return all, nil
+}
+
+// newPacketUnderlays returns those of all workers, without sockets but for the guard, which is the first one's.
+func newPacketUnderlays(c *PacketConfig, guard int, gro bool) []*PacketUnderlay {
+	all, ids := make([]*PacketUnderlay, c.Workers), new(atomic.Uint32)
+	ids.Store(rand.Uint32())
+	for i := range all {
+		all[i] = newPacketUnderlay(c, ids, gro)
+		all[i].guard, guard = guard, -1
+	}
+	return all
 }
 
 func newPacketUnderlay(c *PacketConfig, ids *atomic.Uint32, gro bool) *PacketUnderlay {

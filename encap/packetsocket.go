@@ -30,23 +30,30 @@ func openPacket(filter []unix.SockFilter) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("packet socket: %w", err)
 	}
+	if err := tunePacket(fd, filter); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// tunePacket makes a packet socket, new or not, one for whole frames that filters.
+func tunePacket(fd int, filter []unix.SockFilter) error {
 	for _, option := range []struct {
 		name  string
 		value int
 	}{{"PACKET_VNET_HDR", unix.PACKET_VNET_HDR}, {"PACKET_IGNORE_OUTGOING", unix.PACKET_IGNORE_OUTGOING}} {
 		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, option.value, 1); err != nil {
-			unix.Close(fd)
-			return -1, fmt.Errorf("packet socket: %s: %w", option.name, err)
+			return fmt.Errorf("packet socket: %s: %w", option.name, err)
 		}
 	}
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("packet socket: SO_ATTACH_FILTER: %w", err)
+		return fmt.Errorf("packet socket: SO_ATTACH_FILTER: %w", err)
 	}
 	forceBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
 	forceBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
-	return fd, nil
+	return nil
 }
 
 // bindPacket makes a packet socket receive from a link and send by it, whatever link it was bound to before. It refuses

@@ -34,20 +34,26 @@ func openReceiver(local netip.AddrPort, first, shared bool) (fd int, gro bool, e
 	if err != nil {
 		return -1, false, explainTaken(err)
 	}
-	forceBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
-	family := familyOf(local.Addr())
-	if err := unix.SetsockoptInt(fd, family.level, family.receiveTOS, 1); err != nil {
+	if gro, err = tuneReceiver(fd, familyOf(local.Addr())); err != nil {
 		unix.Close(fd)
-		return -1, false, fmt.Errorf("udp socket: IP_RECVTOS, IPV6_RECVTCLASS: %w", err)
+		return -1, false, err
 	}
-	gro = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
 	return fd, gro, nil
+}
+
+// tuneReceiver makes a bound socket one to receive by.
+func tuneReceiver(fd int, family *family) (gro bool, err error) {
+	forceBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+	if err := unix.SetsockoptInt(fd, family.level, family.receiveTOS, 1); err != nil {
+		return false, fmt.Errorf("udp socket: IP_RECVTOS, IPV6_RECVTCLASS: %w", err)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil, nil
 }
 
 // explainTaken adds what may be behind a port in use.
 func explainTaken(err error) error {
 	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("%w: another tunnel has this port (a kernel VXLAN device, flanneld or a second daemon); remove it or choose another Backend.Port", err)
+		return fmt.Errorf("%w: another tunnel has this port (a kernel VXLAN device, flanneld, a second daemon, or a tulle holder for a daemon with --holder off); remove it or choose another Backend.Port", err)
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package encap
 
 import (
 	"fmt"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -22,11 +23,15 @@ func boundPort(fd int) (uint16, error) {
 	if err != nil {
 		return 0, fmt.Errorf("source port: %w", err)
 	}
+	return boundAddr(name).Port(), nil
+}
+
+func boundAddr(name unix.Sockaddr) netip.AddrPort {
 	switch a := name.(type) {
 	case *unix.SockaddrInet4:
-		return uint16(a.Port), nil
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
 	case *unix.SockaddrInet6:
-		return uint16(a.Port), nil
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
 	}
-	return 0, nil
+	return netip.AddrPort{}
 }

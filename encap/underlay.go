@@ -83,7 +83,7 @@ func checkLocal(local netip.Addr) error {
 }
 
 func openOne(c *Config, first bool) (*Underlay, error) {
-	u := &Underlay{family: familyOf(c.Local.Addr()), framing: c.Framing, tooLarge: math.MaxInt}
+	u := newUnderlay(c)
 	var err error
 	if u.receiver, u.gro, err = openReceiver(c.Local, first, c.Workers > 1); err != nil {
 		return nil, fmt.Errorf("underlay: %w", err)
@@ -92,8 +92,13 @@ func openOne(c *Config, first bool) (*Underlay, error) {
 		u.Close()
 		return nil, fmt.Errorf("underlay: %w", err)
 	}
-	u.recv.init(0)
 	return u, nil
+}
+
+func newUnderlay(c *Config) *Underlay {
+	u := &Underlay{family: familyOf(c.Local.Addr()), framing: c.Framing, tooLarge: math.MaxInt}
+	u.recv.init(0)
+	return u
 }
 
 func (u *Underlay) openSenders(c *Config) error {
@@ -107,6 +112,11 @@ func (u *Underlay) openSenders(c *Config) error {
 		}
 		u.senders = append(u.senders, newSender(fd, u.family))
 	}
+	return u.finishSenders()
+}
+
+// finishSenders finds out what all senders can do, and their ports.
+func (u *Underlay) finishSenders() error {
 	gso := true
 	for i := range u.senders {
 		s := &u.senders[i]
