@@ -58,7 +58,7 @@ func (k Kernel) CheckFree() error {
 		return fmt.Errorf("link %s: %w", k.TAP, err)
 	}
 	if t, ok := link.(*netlink.Tuntap); ok && t.Queues > 0 || link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 {
-		return fmt.Errorf("link %s: another process holds it, most likely a second tulle node in this network namespace: stop that one first", k.TAP)
+		return fmt.Errorf("link %s: another process holds it, most likely a second tulle node in this network namespace, or a tulle holder for a node with --holder off or another --run-dir: stop that one first", k.TAP)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -37,6 +38,7 @@ type daemonConfig struct {
 	metricsAddr string
 	device      tap.Kind
 	underlay    string // underlayUDP or underlayPacket
+	holder      string // holderAuto or holderOff
 	workers     int
 	maxFlows    int // of each family
 	perSource   int // 0 for a part of maxFlows
@@ -115,13 +117,15 @@ func (d *daemon) openStores(peers []control.Node) error {
 	idle.Self.Subnet, idle.Self.IPv6Subnet = netip.Prefix{}, netip.Prefix{}
 	d.reconciler = control.NewReconciler(c.kernel(idle), d.reached)
 	d.reconciler.SetPods(d.pods.known())
-	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, paths: d.forwarder.prober.reports, file: peers}
+	held := d.forwarder.held
+	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, paths: d.forwarder.prober.reports, file: peers, remember: held.setState}
 	if c.gossip == nil {
 		d.network.setFile(peers, nil)
 		return nil
 	}
 	// The subnets, even given ones, are used once gossip has confirmed them.
 	d.network.base = idle
+	held.adoptState(func(state json.RawMessage) error { return d.network.inherit(state, c.self.Subnet, c.self.IPv6Subnet) })
 	d.network.setFile(peers, nil)
 	var err error
 	d.gossip, err = gossip.Open(gossip.Config{
@@ -151,7 +155,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	parts := []func(context.Context) error{
 		func(ctx context.Context) error { return d.forwarder.run(ctx, d.reconciler.Wake) },
 		d.forwarder.sweep, func(ctx context.Context) error { return d.forwarder.prober.run(ctx, d.network.setPathMTU) },
-		d.reconciler.Run, api.run, metrics.run, d.pods.run,
+		d.reconciler.Run, api.run, metrics.run, d.pods.run, d.forwarder.held.run, d.network.forget,
 	}
 	if raw := d.forwarder.raw; raw != nil {
 		parts = append(parts, raw.resolver.Run)

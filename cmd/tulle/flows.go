@@ -36,6 +36,7 @@ type flowReport struct {
 	Dst            string  `json:"dst"`
 	DstPort        uint16  `json:"dstPort"`
 	Peer           string  `json:"peer,omitempty"` // the other node; none for a flow within this one
+	CreatedSeconds float64 `json:"createdSeconds"` // on CLOCK_MONOTONIC, whole: stays when the daemon is restarted with a holder
 	AgeSeconds     float64 `json:"ageSeconds"`
 	IdleSeconds    float64 `json:"idleSeconds"`    // to the second
 	ExpiresSeconds float64 `json:"expiresSeconds"` // from now, if nothing more is seen
@@ -162,7 +163,7 @@ func reportFlow(flow *conntrack.Flow, peer string, now time.Duration) flowReport
 	return flowReport{
 		ID: fmt.Sprintf("%x", uint64(flow.ID)), Proto: protoName(t.Proto), State: flow.State.String(), Replied: flow.Replied,
 		Src: t.Src.String(), SrcPort: t.SrcPort, Dst: t.Dst.String(), DstPort: t.DstPort, Peer: peer,
-		AgeSeconds: max(0, (now - flow.Created).Seconds()), IdleSeconds: max(0, (now - flow.LastSeen).Seconds()),
+		CreatedSeconds: flow.Created.Seconds(), AgeSeconds: max(0, (now - flow.Created).Seconds()), IdleSeconds: max(0, (now - flow.LastSeen).Seconds()),
 		ExpiresSeconds: max(0, (flow.Expires - now).Seconds()),
 	}
 }

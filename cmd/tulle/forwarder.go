@@ -45,7 +45,8 @@ type forwarder struct {
 	flows      *conntrack.Table
 	prober     *prober
 	pings      pings
-	now        func() time.Duration // monotonic, the engine's and the flows' clock
+	held       *held
+	now        func() time.Duration // the kernel's monotonic clock, the engine's and the flows': it goes on where the daemon before was killed
 
 	mu        sync.Mutex // guards the rest
 	tap       *tap.Device
@@ -57,32 +58,58 @@ type forwarder struct {
 	reopened  uint64
 }
 
-// openForwarder makes sockets, flow table and TAP, in this order: a port that is taken is found before anything was made.
+// openForwarder adopts what the daemon before left with the holder, and makes the rest: sockets, flow table and TAP, in this order: a port
+// that is taken is found before anything was made.
 func openForwarder(c *daemonConfig) (*forwarder, error) {
-	start := time.Now()
-	f := &forwarder{config: c, now: func() time.Duration { return time.Since(start) }}
+	f := &forwarder{config: c, now: sinceBoot()}
+	f.held = newHeld(c, f.parts)
+	if c.underlay == underlayPacket {
+		f.raw = &rawUnderlay{link: c.link.Index}
+		f.raw.resolver = control.NewResolver(c.link, f.raw.take)
+	}
+	f.adopt()
 	err := f.openUnderlays()
-	if err == nil {
-		f.flows, err = conntrack.New(conntrack.Config{Flows4: c.maxFlows, Flows6: c.maxFlows, PerSource: c.flowsPerSource()})
+	if err == nil && f.flows == nil {
+		f.flows, err = conntrack.New(f.flowsConfig())
 	}
-	if err == nil {
-		err = c.kernel(control.State{}).CheckFree()
-	}
-	if err == nil {
-		err = f.openTAP()
+	switch {
+	case err != nil:
+	case f.tap != nil:
+		err = f.attach(f.tap)
+	default:
+		if err = c.kernel(control.State{}).CheckFree(); err == nil {
+			err = f.openTAP()
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.close(false))
 	}
+	if err := f.held.keep(); err != nil && !noHolder(err) {
+		slog.Error("the holder keeps nothing", "error", err)
+	}
 	return f, nil
 }
 
-// openTAP makes the TAP and an engine for it, with the tables that were published last.
+// sinceBoot returns a clock that is CLOCK_MONOTONIC, without a system call for each look.
+func sinceBoot() func() time.Duration {
+	at, start := monotonicNow(), time.Now()
+	return func() time.Duration { return at + time.Since(start) }
+}
+
+// openTAP makes the TAP and an engine for it.
 func (f *forwarder) openTAP() error {
 	device, err := f.config.device.Open(tapName, f.config.workers)
 	if err != nil {
 		return err
 	}
+	if err := f.attach(device); err != nil {
+		return errors.Join(err, device.Close())
+	}
+	return nil
+}
+
+// attach makes an engine for the TAP, with the tables that were published last.
+func (f *forwarder) attach(device *tap.Device) error {
 	ports := make([]dataplane.Ports, f.config.workers)
 	for i := range ports {
 		ports[i].TAP = device.Queues[i]
@@ -98,7 +125,7 @@ func (f *forwarder) openTAP() error {
 		Join: device.Joining(), DecrementTTL: f.config.plainUDP(), CopyDSCP: f.config.copyDSCP, BusyPoll: f.config.busyPoll,
 	})
 	if err != nil {
-		return errors.Join(err, device.Close())
+		return err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -141,6 +168,7 @@ func (f *forwarder) run(ctx context.Context, reopened func()) error {
 			case <-time.After(tapRetry):
 			}
 		}
+		f.held.changed()
 		reopened()
 	}
 }
@@ -211,9 +239,12 @@ func (f *forwarder) tableReport() tableReport {
 	}
 }
 
-// close closes TAP and sockets. keep leaves the TAP in the kernel.
+// close closes TAP and sockets. keep leaves the TAP in the kernel, and everything that a holder has with it.
 func (f *forwarder) close(keep bool) error {
 	var errs []error
+	if !keep {
+		errs = append(errs, f.held.drop())
+	}
 	if f.tap != nil {
 		if !f.tap.Kind.SingleQueue() {
 			errs = append(errs, f.tap.SetPersistent(keep))

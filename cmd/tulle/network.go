@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -21,6 +22,8 @@ type network struct {
 	settle  func(control.State)
 	live    func() gossip.View // the store's view now; nil without gossip
 	paths   func(outer ...netip.Addr) []pathReport
+	// remember takes what the next daemon begins with, should this one be killed; nil for nobody.
+	remember func(json.RawMessage)
 
 	mu          sync.Mutex // guards the rest
 	file        []control.Node
@@ -29,7 +32,8 @@ type network struct {
 	generation  uint64
 	state       control.State
 	ignored     []control.Ignored
-	problem     string // why the tables could not be compiled
+	problem     string  // why the tables could not be compiled
+	inherited   *legacy // nil once the stores have said enough themselves
 }
 
 // setFile takes the content of the peers file. While the file is wrong the peers stay as they were.
@@ -50,6 +54,9 @@ func (n *network) setGossip(v gossip.View) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.gossip = v
+	if l := n.inherited; l != nil && v.Self.HasSubnet() && (v.Self.Subnet != l.Subnet || v.Self.IPv6Subnet != l.IPv6Subnet) {
+		n.inherited = nil
+	}
 	n.refresh()
 }
 
@@ -84,6 +91,7 @@ func (n *network) refresh() {
 	}
 	n.generation++
 	n.state, n.ignored, n.problem = next, nil, ""
+	n.bequeath()
 	if !next.Self.HasSubnet() {
 		n.publish(nil) // fail closed
 		n.settle(next)
@@ -110,6 +118,9 @@ func (n *network) merge() control.State {
 	if !s.Self.HasSubnet() {
 		s.Self.Subnet, s.Self.IPv6Subnet = n.gossip.Self.Subnet, n.gossip.Self.IPv6Subnet
 	}
+	if n.inherited != nil && !s.Self.HasSubnet() {
+		s.Self.Subnet, s.Self.IPv6Subnet = n.inherited.Subnet, n.inherited.IPv6Subnet
+	}
 	s.Peers = nil
 	for _, p := range n.file {
 		if !itself(p, s.Self) {
@@ -121,6 +132,7 @@ func (n *network) merge() control.State {
 			s.Peers = append(s.Peers, p.Node)
 		}
 	}
+	s.Peers = append(s.Peers, n.unheard()...)
 	return s
 }
 

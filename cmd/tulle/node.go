@@ -47,6 +47,7 @@ type nodeOptions struct {
 	subnetFile, metricsAddr string
 	logFormat, logLevel     string
 	underlay, device        string
+	holder                  string
 	cni                     cniInstall
 	gossipPort, workers     int
 	maxFlows, perSource     int
@@ -112,6 +113,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9470", "address of /metrics, /healthz and /readyz; empty for none")
 	f.StringVar(&o.underlay, "underlay", underlayUDP, "sockets that carry the tunnel: udp, or packet (whole frames on raw sockets of one Ethernet link)")
 	f.StringVar(&o.device, "device", "tap", "device towards the kernel: tap; tun or water for comparison, which can do less (see cannot in tulle status)")
+	f.StringVar(&o.holder, "holder", holderAuto, "auto: what has to outlive a kill is left with the tulle holder of this --run-dir, when there is one; off: with none")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.IntVar(&o.workers, "workers", 1, "threads that forward packets, with a queue of the tap each")
@@ -148,7 +150,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, perSource: o.perSource, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
+		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, holder: o.holder, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, perSource: o.perSource, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {
@@ -241,6 +243,8 @@ func (o *nodeOptions) check() error {
 	switch {
 	case o.underlay != underlayUDP && o.underlay != underlayPacket:
 		return usageError("--underlay %s: unknown (allowed: udp, packet)", o.underlay)
+	case o.holder != holderAuto && o.holder != holderOff:
+		return usageError("--holder %s: unknown (allowed: auto, off)", o.holder)
 	case o.maxFlows < leastFlows || o.maxFlows > mostFlows:
 		return usageError("--max-flows %d: out of range (allowed: %d to %d)", o.maxFlows, leastFlows, mostFlows)
 	case o.perSource < 0 || o.perSource > mostFlows:

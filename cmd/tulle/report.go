@@ -28,6 +28,7 @@ type statusReport struct {
 	Peers         []peerReport      `json:"peers"`
 	Engine        engineReport      `json:"engine"`
 	Flows         tableReport       `json:"flows"`
+	Holder        holderReport      `json:"holder"`
 	Verdicts      map[string]uint64 `json:"verdicts"` // every verdict, in wire segments
 	// Repairs counts what somebody else changed in the kernel and the reconciler mended, by kind.
 	Repairs map[control.Change]uint64 `json:"repairs"`
@@ -104,6 +105,7 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 		Peers:         d.network.peers(),
 		Engine:        d.engineReport(&total),
 		Flows:         d.forwarder.tableReport(),
+		Holder:        d.forwarder.held.reported(),
 		Verdicts:      map[string]uint64{},
 		Repairs:       d.reconciler.Repairs(),
 		Refused:       map[string]uint64{},

@@ -133,6 +133,7 @@ func writeStatus(out io.Writer, r *statusReport) error {
 	f := r.Flows
 	fmt.Fprintf(w, "flows\t%d of %d, IPv6 %d of %d: %d begun, %d expired, %d evicted, %d found no room, %d of sources that have %d\n",
 		f.Flows4, f.Capacity4, f.Flows6, f.Capacity6, f.Inserted, f.Expired, f.Evicted, f.Full, f.OverQuota, f.PerSource)
+	writeHolder(w, r.Holder)
 	if r.NotReady != "" {
 		fmt.Fprintf(w, "not ready\t%s\n", r.NotReady)
 	}
@@ -171,6 +172,21 @@ func writeTAP(w io.Writer, t tapReport) {
 	}
 	if t.Lost > 0 {
 		fmt.Fprintf(w, "\t%d packets lost by the device's library\n", t.Lost)
+	}
+}
+
+func writeHolder(w io.Writer, r holderReport) {
+	switch {
+	case r.Keeps > 0:
+		fmt.Fprintf(w, "holder\tkeeps %d descriptors while this daemon is dead\n", r.Keeps)
+	default:
+		fmt.Fprintf(w, "holder\tnone: %s: a kill costs the queued packets and the flows\n", r.Problem)
+	}
+	if len(r.Adopted) > 0 {
+		fmt.Fprintf(w, "adopted\t%s\n", strings.Join(r.Adopted, ", "))
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.NotAdopted)) {
+		fmt.Fprintf(w, "not adopted\t%s: %s\n", name, r.NotAdopted[name])
 	}
 }
 

@@ -25,6 +25,7 @@ type underlay interface {
 	Fallbacks() uint64
 	QueueDepth() (bytes, drops uint64, err error)
 	SourcePort(*packet.Frame) uint16
+	Files() []int
 }
 
 // A rawUnderlay is what the raw underlays of all workers and families share: where frames go.
@@ -38,21 +39,13 @@ type rawUnderlay struct {
 // openUnderlays opens the sockets of each family that the node has.
 func (f *forwarder) openUnderlays() (err error) {
 	c := f.config
-	if c.underlay == underlayPacket {
-		f.raw = &rawUnderlay{link: c.link.Index}
-		f.raw.resolver = control.NewResolver(c.link, f.raw.take)
-	}
 	var locals []netip.AddrPort
-	for _, family := range []struct {
-		local netip.Addr
-		to    *[]underlay
-	}{{c.link.Addr, &f.underlays}, {c.link.Addr6, &f.underlays6}} {
-		if !family.local.IsValid() {
-			continue
+	for _, family := range f.families() {
+		locals = append(locals, family.local)
+		if *family.underlays != nil {
+			continue // adopted
 		}
-		local := netip.AddrPortFrom(family.local, c.port)
-		locals = append(locals, local)
-		if *family.to, err = f.openFamily(local); err != nil {
+		if *family.underlays, err = f.openFamily(family.local, nil); err != nil {
 			return err
 		}
 	}
@@ -60,14 +53,43 @@ func (f *forwarder) openUnderlays() (err error) {
 	return err
 }
 
-func (f *forwarder) openFamily(local netip.AddrPort) ([]underlay, error) {
+// A family is one that the node has.
+type family struct {
+	part      string // its name in a holder
+	local     netip.AddrPort
+	underlays *[]underlay
+}
+
+func (f *forwarder) families() (all []family) {
+	c := f.config
+	for _, one := range []family{
+		{partUnderlay, netip.AddrPortFrom(c.link.Addr, c.port), &f.underlays}, {partUnderlay6, netip.AddrPortFrom(c.link.Addr6, c.port), &f.underlays6},
+	} {
+		if one.local.Addr().IsValid() {
+			all = append(all, one)
+		}
+	}
+	return all
+}
+
+// openFamily opens the sockets of all workers, or makes underlays of those that the daemon before had.
+func (f *forwarder) openFamily(local netip.AddrPort, adopted []int) ([]underlay, error) {
 	c := f.config
 	config := encap.Config{Local: local, Framing: c.codec, Workers: c.workers, FixedSource: c.plainUDP()}
 	if f.raw == nil {
-		all, err := encap.Open(config)
+		open := func() ([]*encap.Underlay, error) { return encap.Open(config) }
+		if adopted != nil {
+			open = func() ([]*encap.Underlay, error) { return encap.Adopt(config, adopted) }
+		}
+		all, err := open()
 		return underlaysOf(all), err
 	}
-	all, err := encap.OpenPacket(encap.PacketConfig{Config: config, Link: f.raw.link, NextHops: &f.raw.nextHops, Clock: f.now})
+	raw := encap.PacketConfig{Config: config, Link: f.raw.link, NextHops: &f.raw.nextHops, Clock: f.now}
+	open := func() ([]*encap.PacketUnderlay, error) { return encap.OpenPacket(raw) }
+	if adopted != nil {
+		open = func() ([]*encap.PacketUnderlay, error) { return encap.AdoptPacket(raw, adopted) }
+	}
+	all, err := open()
 	f.raw.all = append(f.raw.all, all...)
 	return underlaysOf(all), err
 }

@@ -44,7 +44,7 @@ func (k Kind) L3() bool { return k == TUN }
 func (k Kind) Cannot() []string {
 	single := []string{
 		"cannot serve several workers: the library has one queue",
-		"cannot stay when the daemon ends",
+		"cannot stay when the daemon ends, nor when it is killed with a holder beside it",
 	}
 	switch k {
 	case TUN:

@@ -22,6 +22,11 @@ func (l *Lab) StartNode(ctx context.Context, number int) error {
 	})
 }
 
+// SetNodeArgs appends args to the command line of a node's daemon from its next start on, in place of those of Config.NodeArgsFor.
+func (l *Lab) SetNodeArgs(ctx context.Context, number int, args ...string) error {
+	return l.changeDaemon(ctx, number, func(n *node) error { return l.edit(func() { n.MoreArgs = args }) })
+}
+
 // StopNode sends sig to a node's daemon and waits for its end, at most 10 seconds. What the daemon leaves stays, and so do
 // the pods.
 func (l *Lab) StopNode(ctx context.Context, number int, sig syscall.Signal) error {
@@ -149,6 +154,7 @@ func (l *Lab) drop(n *node) error {
 		return err
 	}
 	l.reap(n.Number)
+	l.reap(-n.Number)
 	if err := l.edit(func() { l.rec.remove(own) }); err != nil {
 		return err
 	}

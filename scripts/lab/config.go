@@ -39,6 +39,7 @@ type Config struct {
 	Backend     string                    // BackendVXLAN if empty
 	Store       string                    // StoreGossip if empty
 	Device      string                    // DeviceTAP if empty
+	Holder      bool                      // each daemon has a tulle holder beside it
 	Routed      bool                      // two underlay segments with a router between them, odd and even nodes
 	MTU         int                       // of the underlay, bytes; DefaultMTU if 0. Pods have less, see Lab.PodMTU
 	Executable  string                    // the tulle binary

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -26,8 +27,13 @@ func (l *Lab) start(n *node) error {
 			return err
 		}
 	}
+	if l.rec.Holder && !n.Holder.alive() {
+		if err := l.startHolder(n); err != nil {
+			return err
+		}
+	}
 	seed := l.rec.seed(n)
-	daemon, argv, err := l.launch(n, l.rec.Executable, l.rec.daemonArgs(n, seed))
+	daemon, argv, err := l.launch(n, n.Number, l.rec.Executable, l.rec.daemonArgs(n, seed))
 	if err != nil {
 		return err
 	}
@@ -39,8 +45,27 @@ func (l *Lab) start(n *node) error {
 	})
 }
 
-// launch runs a program in a node's namespace, in a session of its own so that a terminal's signals pass it by.
-func (l *Lab) launch(n *node, path string, args []string) (started process, argv []string, err error) {
+// startHolder runs the holder of node n's daemon, and waits until it answers.
+func (l *Lab) startHolder(n *node) error {
+	l.reap(-n.Number)
+	holder, _, err := l.launch(n, -n.Number, l.rec.Executable, []string{"holder", "--run-dir", n.runDir(l.dir)})
+	if err != nil {
+		return err
+	}
+	if err := l.edit(func() { n.Holder = holder }); err != nil {
+		return err
+	}
+	for range 500 {
+		if c, err := net.Dial("unixpacket", filepath.Join(n.runDir(l.dir), "holder.sock")); err == nil {
+			return c.Close()
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("node %s: its holder does not answer\n%s", n.name(), l.logTail(n))
+}
+
+// launch runs a program in a node's namespace, in a session of its own so that a terminal's signals pass it by. Its end is known by the key.
+func (l *Lab) launch(n *node, key int, path string, args []string) (started process, argv []string, err error) {
 	log, err := os.OpenFile(n.logFile(l.dir), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return started, nil, err
@@ -51,10 +76,10 @@ func (l *Lab) launch(n *node, path string, args []string) (started process, argv
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := In(n.namespace(), cmd.Start); err != nil {
-		return started, nil, fmt.Errorf("node %s: start daemon: %w", n.name(), err)
+		return started, nil, fmt.Errorf("node %s: start %s: %w", n.name(), filepath.Base(path), err)
 	}
 	exit := make(chan struct{})
-	l.exits[n.Number] = exit
+	l.exits[key] = exit
 	// Ends with the process; Down and RemoveNode end that, and wait for exit.
 	go func() { cmd.Wait(); close(exit) }()
 	if started, err = identify(cmd.Process.Pid); err != nil && !n.MayFail {

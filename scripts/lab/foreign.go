@@ -38,7 +38,7 @@ func (l *Lab) startFlannel(n *node) error {
 	args := append(slices.Clone(l.rec.PeerArgs), "-network", ipv4.network().String(), "-subnet", n.V4.Subnet.String(),
 		"-public-ip", n.V4.PublicIP.String(), "-mtu", strconv.Itoa(l.rec.podMTU()), "-peers", n.flannelPeers(l.dir),
 		"-socket", n.flannelSocket(l.dir))
-	daemon, _, err := l.launch(n, l.rec.FlannelPeer, args)
+	daemon, _, err := l.launch(n, n.Number, l.rec.FlannelPeer, args)
 	if err != nil {
 		return err
 	}

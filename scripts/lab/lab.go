@@ -52,7 +52,7 @@ type Lab struct {
 
 	op    sync.Mutex            // held by what changes the lab, for as long as that takes
 	lock  *machineLock          // held iff the lab is Ephemeral and this process made it; guarded by op
-	exits map[int]chan struct{} // by node number; closed when a daemon started by this process is reaped; guarded by op
+	exits map[int]chan struct{} // by node number, negative for its holder; closed when what this process started is reaped; guarded by op
 	wires map[int]*Impairment   // by node number; guarded by op
 
 	mu        sync.Mutex // guards what is below. Writers hold op too, so its holder reads without mu
@@ -78,6 +78,7 @@ type Node struct {
 	LogFile    string // empty for a node without a process
 	Kernel     bool   // no daemon, but what a node of flannel has: kernel VXLAN devices or, with BackendUDP, flannelpeer
 	PID        int    // of the daemon; 0 for a kernel node and for a stopped one
+	HolderPID  int    // 0 without one
 	Alive      bool
 	Args       []string // command line of the daemon
 	Pods       []Pod
@@ -179,7 +180,7 @@ func (r *record) view(n *node) Node {
 		PublicIPv6: n.V6.PublicIP, IPv6Subnet: n.V6.Subnet, VTEPv6: n.V6.vtepIP(), VtepMACv6: n.V6.VtepMAC,
 		Kernel: n.Kernel}
 	if !n.Kernel {
-		v.RunDir, v.PID, v.Alive, v.Args = n.runDir(r.Dir), n.Daemon.PID, n.Daemon.alive(), slices.Clone(n.Args)
+		v.RunDir, v.PID, v.HolderPID, v.Alive, v.Args = n.runDir(r.Dir), n.Daemon.PID, n.Holder.PID, n.Daemon.alive(), slices.Clone(n.Args)
 	}
 	if r.hasDir(n) {
 		v.LogFile = n.logFile(r.Dir)

@@ -29,6 +29,7 @@ type record struct {
 	Backend       string      `json:"backend"`
 	Store         string      `json:"store"`
 	Device        string      `json:"device"`      // of the daemons; empty as DeviceTAP
+	Holder        bool        `json:"holder"`      // beside each daemon
 	StaticPeers   bool        `json:"staticPeers"` // the daemons read the peers file
 	Routed        bool        `json:"routed"`
 	Executable    string      `json:"executable"`
@@ -60,6 +61,7 @@ type node struct {
 	Wired    bool     `json:"wired"`    // its pods are linked to it
 	Seed     int      `json:"seed"`     // number of the node that its daemon joins
 	Daemon   process  `json:"daemon"`   // or flannelpeer
+	Holder   process  `json:"holder"`   // beside the daemon
 	MoreArgs []string `json:"moreArgs"` // after the record's NodeArgs
 	Args     []string `json:"args"`     // the daemon's command line
 }
@@ -120,7 +122,7 @@ func loadRecord(dir string) (*record, error) {
 
 func newRecord(c Config) *record {
 	r := &record{SchemaVersion: schemaVersion, Dir: c.Dir, Created: time.Now().UTC(), Ephemeral: c.Ephemeral, MTU: c.MTU,
-		Pods: c.Pods, Family: c.Family, Backend: c.Backend, Store: c.Store, Device: c.Device, StaticPeers: c.Store == StoreFile || c.anyKernel(),
+		Pods: c.Pods, Family: c.Family, Backend: c.Backend, Store: c.Store, Device: c.Device, Holder: c.Holder, StaticPeers: c.Store == StoreFile || c.anyKernel(),
 		Routed: c.Routed, Executable: c.Executable, FlannelPeer: c.FlannelPeer, PeerArgs: c.PeerArgs, NodeArgs: c.NodeArgs, Env: c.Env}
 	r.Namespaces = append(r.Namespaces, namespace{Name: underlayNamespace})
 	if r.Routed {
