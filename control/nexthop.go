@@ -47,7 +47,7 @@ func (h Hops) equal(o Hops) bool {
 // neighbour on a link without link-local address is pinged while it is unknown, for want of anything else that works. It
 // looks at everything after each announcement of the kernel's, after each Want, and now and then.
 //
-// Its methods are safe for concurrent use; Run is called once.
+// Its methods are safe for concurrent use, but Look, which is called before Run; Run is called once.
 type Resolver struct {
 	link  string
 	local [2]netip.Addr // the node's outer addresses, of IPv4 and IPv6; zero without the family
@@ -73,7 +73,7 @@ type neighbour struct {
 }
 
 // NewResolver returns a resolver for the ways out of the named link, with the node's address of each family as the source.
-// apply is called, from Run, with everything each time something has changed, and again while it fails.
+// apply is called, from Run or Look, with everything each time something has changed, and again while it fails.
 func NewResolver(u UnderlayLink, apply func(Hops) error) *Resolver {
 	return &Resolver{link: u.Name, local: [2]netip.Addr{u.Addr, u.Addr6}, apply: apply, wake: make(chan struct{}, 1), managed: map[neighbour]bool{}}
 }
@@ -105,6 +105,9 @@ func (r *Resolver) Problems() []string {
 	}
 	return r.current.Problems
 }
+
+// Look resolves once, before Run, so that what the kernel knows of the ways to go is there when the first packet comes.
+func (r *Resolver) Look() { r.pass() }
 
 // Run resolves until ctx ends. Then it leaves the neighbours to the kernel.
 func (r *Resolver) Run(ctx context.Context) error {

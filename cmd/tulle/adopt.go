@@ -21,8 +21,8 @@ const (
 	partState     = "state" // bytes, no descriptors
 )
 
-// adopt takes over what the daemon before left and what fits the configuration.
-func (f *forwarder) adopt() {
+// adopt takes over what the daemon before left and what fits the configuration. From a daemon that is alive it takes all or nothing.
+func (f *forwarder) adopt() error {
 	f.held.take()
 	for _, family := range f.families() {
 		f.held.adopt(family.part, f.underlayFit(family.local), func(files []int) (err error) {
@@ -41,7 +41,11 @@ func (f *forwarder) adopt() {
 		}
 		return err
 	})
+	if f.config.takeover {
+		return f.held.whole()
+	}
 	f.held.settle()
+	return nil
 }
 
 // adoptFlows owns the descriptor unless it fails.

@@ -29,6 +29,9 @@ const (
 	pathTrace    = "/v1/trace"
 	pathPing     = "/v1/ping"
 	pathCapture  = "/v1/capture"
+	pathYield    = "/v1/takeover"
+	pathYielded  = "/v1/takeover/ready"
+	pathGoOn     = "/v1/takeover/failed"
 	maxSocketLen = 107 // sun_path without the terminating zero
 )
 
@@ -79,6 +82,9 @@ func listenAPI(d *daemon) (*apiServer, error) {
 	mux.HandleFunc("GET "+pathCapture, d.answerCapture)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/{name}", func(w http.ResponseWriter, r *http.Request) { pprof.Handler(r.PathValue("name")).ServeHTTP(w, r) })
+	mux.HandleFunc("POST "+pathYield, answer(d.yield))
+	mux.HandleFunc("POST "+pathYielded, d.answerYielded)
+	mux.HandleFunc("POST "+pathGoOn, answer(d.goOnNow))
 	mux.HandleFunc("POST "+cniapi.PathAdd, carryOut(d.pods.add))
 	mux.HandleFunc("POST "+cniapi.PathDel, carryOut(d.pods.del))
 	mux.HandleFunc("POST "+cniapi.PathCheck, carryOut(d.pods.check))

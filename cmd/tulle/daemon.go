@@ -43,6 +43,7 @@ type daemonConfig struct {
 	maxFlows    int // of each family
 	perSource   int // 0 for a part of maxFlows
 	keep        bool
+	takeover    bool // from a daemon that runs
 	copyDSCP    bool
 	busyPoll    time.Duration
 }
@@ -66,6 +67,9 @@ type daemon struct {
 	traces     atomic.Int32  // running
 	captures   captures
 	pods       *pods
+
+	yielding sync.Mutex  // guards goOn
+	goOn     *time.Timer // ends a pause; nil before the first
 }
 
 // runDaemon runs the node until ctx ends, and removes what it made.
@@ -73,6 +77,12 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 	var peers []control.Node
 	if c.peersFile != "" {
 		if peers, err = control.LoadPeers(c.peersFile); err != nil { // a wrong file stops the start, and only that
+			return err
+		}
+	}
+	d := &daemon{config: c, started: time.Now()}
+	if c.takeover {
+		if d.forwarder, err = takeOver(ctx, c); err != nil {
 			return err
 		}
 	}
@@ -84,9 +94,10 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 	if filter, err := control.ReversePathFilter(); err != nil || filter != "0" {
 		slog.Warn("net.ipv4.conf.all.rp_filter is not 0: packets from peers' own addresses may be dropped by the kernel", "value", filter)
 	}
-	d := &daemon{config: c, started: time.Now()}
-	if d.forwarder, err = openForwarder(c); err != nil {
-		return err
+	if d.forwarder == nil {
+		if d.forwarder, err = openForwarder(c); err != nil {
+			return err
+		}
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if d.pods, err = openPods(d); err != nil {
@@ -127,6 +138,9 @@ func (d *daemon) openStores(peers []control.Node) error {
 	d.network.base = idle
 	held.adoptState(func(state json.RawMessage) error { return d.network.inherit(state, c.self.Subnet, c.self.IPv6Subnet) })
 	d.network.setFile(peers, nil)
+	if raw := d.forwarder.raw; raw != nil {
+		raw.resolver.Look()
+	}
 	var err error
 	d.gossip, err = gossip.Open(gossip.Config{
 		Self: c.self, Network: c.conf.Network, SubnetLen: c.conf.SubnetLen, SubnetMin: c.conf.SubnetMin, SubnetMax: c.conf.SubnetMax,

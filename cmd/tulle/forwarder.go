@@ -53,9 +53,13 @@ type forwarder struct {
 	engine    *dataplane.Engine
 	set       *tables.Set
 	observers map[*dataplane.Observer]func() // with what stops each
-	past      dataplane.Counters             // of engines that ended with their TAP
+	past      dataplane.Counters             // of engines that ended
 	pastTAP   tap.Counts                     // of these TAPs
 	reopened  uint64
+	stop      context.CancelFunc // of the engine that runs; nil before run
+	paused    *pause             // nil while the engine runs or is to run
+
+	sweeping sync.Mutex // held while the flow table is swept, and during a pause: then nobody uses it
 }
 
 // openForwarder adopts what the daemon before left with the holder, and makes the rest: sockets, flow table and TAP, in this order: a port
@@ -67,8 +71,10 @@ func openForwarder(c *daemonConfig) (*forwarder, error) {
 		f.raw = &rawUnderlay{link: c.link.Index}
 		f.raw.resolver = control.NewResolver(c.link, f.raw.take)
 	}
-	f.adopt()
-	err := f.openUnderlays()
+	err := f.adopt()
+	if err == nil {
+		err = f.openUnderlays()
+	}
 	if err == nil && f.flows == nil {
 		f.flows, err = conntrack.New(f.flowsConfig())
 	}
@@ -81,7 +87,11 @@ func openForwarder(c *daemonConfig) (*forwarder, error) {
 			err = f.openTAP()
 		}
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case c.takeover:
+		return nil, errors.Join(err, f.abandon())
+	default:
 		return nil, errors.Join(err, f.close(false))
 	}
 	if err := f.held.keep(); err != nil && !noHolder(err) {
@@ -144,7 +154,9 @@ func (f *forwarder) sweep(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+			f.sweeping.Lock()
 			f.flows.Sweep(f.now(), 4*f.config.maxFlows/sweepSteps)
+			f.sweeping.Unlock()
 		}
 	}
 }
@@ -152,7 +164,13 @@ func (f *forwarder) sweep(ctx context.Context) error {
 // run forwards until ctx ends. reopened is called after the TAP was made again.
 func (f *forwarder) run(ctx context.Context, reopened func()) error {
 	for {
-		err := f.engine.Run(ctx)
+		err := f.runEngine(ctx)
+		if err == nil && ctx.Err() == nil {
+			if err := f.restAndGoOn(ctx); err != nil || ctx.Err() != nil {
+				return err
+			}
+			continue
+		}
 		if err == nil || !errors.Is(err, tap.ErrGone) {
 			return err
 		}
@@ -175,6 +193,19 @@ func (f *forwarder) run(ctx context.Context, reopened func()) error {
 
 // retire keeps the counters of an engine that ended and closes what is left of its TAP.
 func (f *forwarder) retire() error {
+	if err := f.tally(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pastTAP = f.pastTAP.Add(f.tap.Counts())
+	f.reopened++
+	f.tap.Close() // the device is gone: closing may well fail
+	return nil
+}
+
+// tally keeps the counters of an engine that ended.
+func (f *forwarder) tally() error {
 	all, err := f.engine.Counters(context.Background()) // the engine has ended: this does not wait
 	if err != nil {
 		return err
@@ -182,9 +213,6 @@ func (f *forwarder) retire() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.past = dataplane.Sum(append(all, f.past))
-	f.pastTAP = f.pastTAP.Add(f.tap.Counts())
-	f.reopened++
-	f.tap.Close() // the device is gone: closing may well fail
 	return nil
 }
 
@@ -237,6 +265,21 @@ func (f *forwarder) tableReport() tableReport {
 		Flows4: s.Flows4, Flows6: s.Flows6, Capacity4: f.config.maxFlows, Capacity6: f.config.maxFlows,
 		Inserted: s.Inserted, Expired: s.Expired, Evicted: s.Evicted, Full: s.Full, PerSource: f.config.flowsPerSource(), OverQuota: s.OverQuota,
 	}
+}
+
+// abandon closes what was adopted, and leaves it to whoever has it too.
+func (f *forwarder) abandon() error {
+	var errs []error
+	if f.tap != nil {
+		errs = append(errs, f.tap.Close())
+	}
+	for _, u := range f.allUnderlays() {
+		errs = append(errs, u.Close())
+	}
+	if f.prober != nil {
+		errs = append(errs, f.prober.close())
+	}
+	return errors.Join(errs...)
 }
 
 // close closes TAP and sockets. keep leaves the TAP in the kernel, and everything that a holder has with it.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -172,6 +173,21 @@ func (h *held) discard(p part, why string) {
 	slog.Warn("not adopted from the daemon before", "what", p.name, "why", why)
 	(&holder.Set{Files: p.files}).Close()
 	h.note(func(r *holderReport) { r.NotAdopted[p.name] = why })
+}
+
+// whole says what was not adopted.
+func (h *held) whole() error {
+	r := h.reported()
+	for name, why := range r.NotAdopted {
+		return fmt.Errorf("%s cannot be taken over: %s", name, why)
+	}
+	for name := range h.inherited {
+		return fmt.Errorf("this configuration has no use for %s", name)
+	}
+	if !slices.Contains(r.Adopted, partTAP) {
+		return errors.New("the holder has no TAP")
+	}
+	return nil
 }
 
 // settle lets the holder close what was not adopted: a port or a name is free only then.

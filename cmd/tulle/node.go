@@ -52,6 +52,7 @@ type nodeOptions struct {
 	gossipPort, workers     int
 	maxFlows, perSource     int
 	insecure, keep          bool
+	takeover                bool
 	copyDSCP                bool
 	busyPoll                time.Duration
 }
@@ -121,6 +122,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.IntVar(&o.maxFlows, "max-flows", flowsPerFamily, "size of the flow table for each family; 128 bytes an IPv4 flow, 256 an IPv6 flow, used as they come")
 	f.IntVar(&o.perSource, "max-flows-per-source", 0, "flows of each family that packets of one source address may begin; 0 for a quarter of --max-flows")
 	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
+	f.BoolVar(&o.takeover, "takeover", false, "take over from the daemon that runs in this --run-dir, with the same flags and by way of its holder, without losing a packet")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
 }
 
@@ -150,7 +152,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, holder: o.holder, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, perSource: o.perSource, keep: o.keep, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
+		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, holder: o.holder, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, perSource: o.perSource, keep: o.keep, takeover: o.takeover, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {
@@ -245,6 +247,8 @@ func (o *nodeOptions) check() error {
 		return usageError("--underlay %s: unknown (allowed: udp, packet)", o.underlay)
 	case o.holder != holderAuto && o.holder != holderOff:
 		return usageError("--holder %s: unknown (allowed: auto, off)", o.holder)
+	case o.takeover && o.holder == holderOff:
+		return usageError("--takeover with --holder off: what is taken over comes from the holder")
 	case o.maxFlows < leastFlows || o.maxFlows > mostFlows:
 		return usageError("--max-flows %d: out of range (allowed: %d to %d)", o.maxFlows, leastFlows, mostFlows)
 	case o.perSource < 0 || o.perSource > mostFlows:

@@ -29,22 +29,23 @@ import (
 // TestRestartWithoutLoss kills a node's daemon at random moments under load and starts it again, with a holder beside it: no TCP connection
 // is lost, no UDP datagram comes twice or out of order, every flow keeps its ID and creation time. How long nothing came is logged, not
 // judged. The control wipes the flow table while the daemon is dead: no flow passes the same check.
-func TestRestartWithoutLoss(t *testing.T) { restartWithoutLoss(t, 10) }
+func TestRestartWithoutLoss(t *testing.T) { restartWithoutLoss(t, 10, lab.Config{}) }
 
-func restartWithoutLoss(t *testing.T, times int, args ...string) {
-	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1, Holder: true, NodeArgs: args})
+// TestRestartUnderlays is the same for the other kinds of sockets, and for several workers.
+func TestRestartUnderlays(t *testing.T) {
+	for name, c := range map[string]lab.Config{
+		"packet": {NodeArgs: []string{"--underlay", "packet"}}, "udp": {Backend: lab.BackendUDP}, "workers": {NodeArgs: []string{"--workers", "3"}},
+	} {
+		t.Run(name, func(t *testing.T) { restartWithoutLoss(t, 2, c) })
+	}
+}
+
+func restartWithoutLoss(t *testing.T, times int, c lab.Config) {
+	c.Nodes, c.Pods, c.Holder = 2, 1, true
+	l := labUnderTest(t, c)
 	ways := []lab.Pair{between(l, 1, 2), between(l, 2, 1)}
 	streams := startStreams(t, ways, 4)
-	var udp []udpPair
-	for _, p := range slices.Concat(ways, ways) {
-		from, to, err := p.UDP()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer from.Close()
-		defer to.Close()
-		udp = append(udp, udpPair{from, to})
-	}
+	udp := udpPairs(t, ways)
 	load := bench.Sequence{Count: 4000, Size: 200, Interval: 50 * time.Microsecond}
 	sequences(t, udp, bench.Sequence{Count: 10, Size: 200})
 	before := flowsOf(t, l, 1)
@@ -187,6 +188,20 @@ func stopClean(t *testing.T, l *lab.Lab) {
 	if _, err := c.Take(); !errors.Is(err, holder.ErrEmpty) {
 		t.Errorf("the holder after a clean stop: %v", err)
 	}
+}
+
+// udpPairs opens two flows for each way.
+func udpPairs(t *testing.T, ways []lab.Pair) (udp []udpPair) {
+	t.Helper()
+	for _, p := range slices.Concat(ways, ways) {
+		from, to, err := p.UDP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { from.Close(); to.Close() })
+		udp = append(udp, udpPair{from, to})
+	}
+	return udp
 }
 
 type udpPair struct{ from, to *net.UDPConn }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 )
 
 // StartNode starts the daemon of a node that was stopped, with the command line it had, waits until it has the subnet it had
@@ -16,6 +17,31 @@ func (l *Lab) StartNode(ctx context.Context, number int) error {
 		}
 		l.reap(n.Number)
 		if err := l.start(n); err != nil {
+			return err
+		}
+		return l.settle(ctx, []*node{n})
+	})
+}
+
+// TakeOver starts a second daemon of a node that takes over from the one that runs, with the same command line, and waits for the end of
+// that one and as StartNode does. When the second one gives up, the first one goes on and stays the node's.
+func (l *Lab) TakeOver(ctx context.Context, number int) error {
+	return l.changeDaemon(ctx, number, func(n *node) error {
+		old, exit := n.Daemon, l.exits[n.Number]
+		next, argv, err := l.launch(n, n.Number, l.rec.Executable, append(l.rec.daemonArgs(n, l.rec.seed(n)), "--takeover"))
+		if err != nil {
+			return err
+		}
+		ended := l.exits[n.Number]
+		select {
+		case <-exit:
+		case <-ended:
+			l.exits[n.Number] = exit
+			return fmt.Errorf("node %s: %w: nothing was taken over\n%s", n.name(), errEnded, l.logTail(n))
+		case <-time.After(stopWait):
+			return fmt.Errorf("node %s: process %d still runs %v after another took over", n.name(), old.PID, stopWait)
+		}
+		if err := l.edit(func() { n.Daemon, n.Args = next, argv[:len(argv)-1] }); err != nil {
 			return err
 		}
 		return l.settle(ctx, []*node{n})

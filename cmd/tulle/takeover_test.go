@@ -1,0 +1,106 @@
+package main
+
+import (
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tulle-net/tulle/bench"
+	"github.com/tulle-net/tulle/scripts/lab"
+)
+
+// TestTakeover lets a second daemon take over from the first under load, again and again: no datagram is lost, comes twice or out of
+// order, no connection is lost, every flow keeps its ID and creation time.
+func TestTakeover(t *testing.T) {
+	for name, c := range map[string]lab.Config{"udp": {}, "packet": {NodeArgs: []string{"--underlay", "packet", "--workers", "2"}}} {
+		t.Run(name, func(t *testing.T) { takeOvers(t, 5, c) })
+	}
+}
+
+func takeOvers(t *testing.T, times int, c lab.Config) {
+	c.Nodes, c.Pods, c.Holder = 2, 1, true
+	l := labUnderTest(t, c)
+	ways := []lab.Pair{between(l, 1, 2), between(l, 2, 1)}
+	streams, udp := startStreams(t, ways, 4), udpPairs(t, ways)
+	load := bench.Sequence{Count: 3000, Size: 200, Interval: 50 * time.Microsecond}
+	sequences(t, udp, bench.Sequence{Count: 10, Size: 200})
+	before := flowsOf(t, l, 1)
+	var gaps []time.Duration
+	for range times {
+		done := make(chan []bench.SequenceResult)
+		go func() { done <- sequences(t, udp, load) }()
+		time.Sleep(100*time.Millisecond + time.Duration(rand.IntN(300_000))*time.Microsecond)
+		pid := status(t, l, 1).PID
+		if err := l.TakeOver(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range <-done {
+			if r.Lost() != 0 || r.Refused != 0 || r.Duplicates != 0 || r.Reordered != 0 || r.Corrupt != 0 {
+				t.Errorf("during a takeover: %+v", r)
+			}
+			gaps = append(gaps, r.LongestGap)
+		}
+		if now := status(t, l, 1).PID; now == pid {
+			t.Errorf("process %d still", pid)
+		}
+		checkAdopted(t, l, len(before))
+	}
+	slices.Sort(gaps)
+	t.Logf("%d takeovers: longest gap of each flow from %v to %v, median %v", times, gaps[0], gaps[len(gaps)-1], gaps[len(gaps)/2])
+	after := flowsOf(t, l, 1)
+	for key, was := range before {
+		if now := after[key]; now != was {
+			t.Errorf("flow %s is %+v, was %+v", key, now, was)
+		}
+	}
+	streams.end(t)
+	stopClean(t, l)
+}
+
+// TestTakeoverGivenUp lets the first daemon go on: the second one has another configuration, or stops before it says that it is ready.
+func TestTakeoverGivenUp(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1, Holder: true})
+	ways := []lab.Pair{between(l, 1, 2), between(l, 2, 1)}
+	streams, udp := startStreams(t, ways, 2), udpPairs(t, ways)
+	n, err := l.Node(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan []bench.SequenceResult)
+	go func() {
+		done <- sequences(t, udp, bench.Sequence{Count: 6000, Size: 200, Interval: 50 * time.Microsecond})
+	}()
+	time.Sleep(100 * time.Millisecond)
+	if err := request(t.Context(), n.RunDir, pathYield); err != nil { // and nothing after
+		t.Error(err)
+	}
+	if err := request(t.Context(), n.RunDir, pathYield); err == nil {
+		t.Error("yielded twice")
+	}
+	time.Sleep(2 * readyWithin)
+	if err := request(t.Context(), n.RunDir, pathYielded); err == nil {
+		t.Error("gave way after the time was over")
+	}
+	if err := l.SetNodeArgs(t.Context(), 1, "--workers", "2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.TakeOver(t.Context(), 1); err == nil || !strings.Contains(err.Error(), "configured: ") {
+		t.Errorf("taken over with another configuration: %v", err)
+	}
+	for _, r := range <-done {
+		if r.Lost() != 0 || r.Duplicates != 0 || r.Reordered != 0 || r.Corrupt != 0 {
+			t.Errorf("the first daemon goes on: %+v", r)
+		}
+		t.Logf("longest gap %v", r.LongestGap)
+	}
+	if r := status(t, l, 1); r.PID != n.PID || !r.Engine.Balanced || r.Holder.Keeps == 0 {
+		t.Errorf("%+v", r)
+	}
+	streams.end(t)
+	if err := syscall.Kill(n.PID, 0); err != nil {
+		t.Error(err)
+	}
+}
