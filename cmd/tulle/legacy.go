@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/gossip"
 )
 
 // inheritFor is how long a daemon forwards to nodes that only the daemon before has heard of: the time to find them again.
@@ -97,8 +98,8 @@ func (n *network) unheard() (peers []control.Node) {
 next:
 	for _, p := range n.inherited.Peers {
 		for _, q := range n.gossip.Peers {
-			if same(p, q.Node) {
-				continue next
+			if same(p, q.Node) && (q.Routable || q.State == gossip.Left || !q.LastSeen.IsZero()) {
+				continue next // but for one that gossip knows of and has not seen yet
 			}
 		}
 		if !slices.ContainsFunc(n.file, func(q control.Node) bool { return same(p, q) }) {

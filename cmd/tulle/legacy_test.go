@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -40,7 +41,9 @@ func TestLegacy(t *testing.T) {
 	first.setFile([]control.Node{listed}, nil)
 	self := first.base.Self
 	self.Subnet = netip.MustParsePrefix("10.244.1.0/24")
-	peer := func(n control.Node, routable bool) gossip.Peer { return gossip.Peer{Node: n, Routable: routable} }
+	peer := func(n control.Node, routable bool) gossip.Peer {
+		return gossip.Peer{Node: n, Routable: routable, LastSeen: time.Now()}
+	}
 	first.setGossip(gossip.View{Self: self, Peers: []gossip.Peer{peer(alive, true), peer(dead, true), peer(silent, true)}})
 	if set.Peers() != 4 {
 		t.Fatalf("%d peers", set.Peers())
@@ -67,6 +70,8 @@ func TestLegacy(t *testing.T) {
 	demand(second, "before any store, again", alive, dead, silent)
 	second.setGossip(gossip.View{Self: self})
 	demand(second, "gossip knows nobody yet", alive, dead, silent)
+	second.setGossip(gossip.View{Self: self, Peers: []gossip.Peer{{Node: silent, State: gossip.Dead}}})
+	demand(second, "gossip knows of one and has not seen it", alive, dead, silent)
 	second.setGossip(gossip.View{Self: self, Peers: []gossip.Peer{peer(alive, true), peer(dead, false)}})
 	demand(second, "gossip knows two", alive, silent)
 	second.disinherit()

@@ -83,6 +83,13 @@ func (l *lives) alive(r *record) bool {
 	return known != nil && known.alive && known.epoch == r.epoch && !r.leaving()
 }
 
+// again says whether the record's node is alive in another boot than the record's: it has come back, and its record and its
+// membership do not arrive at the same moment. Nothing says that it is dead.
+func (l *lives) again(r *record) bool {
+	known := l.of[r.id]
+	return known != nil && known.alive && known.epoch != r.epoch && !r.leaving()
+}
+
 // judge decides whether the dead are dead or this node is cut off: more than half of the peers fell silent together, or
 // nobody answers any more. The dead of a storm are kept until most of them are back.
 func (l *lives) judge(known records, self nodeID, now time.Duration) {

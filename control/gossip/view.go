@@ -125,7 +125,7 @@ func (s *Store) peer(r *record, alive []*record, claims *index) Peer {
 	switch {
 	case r.leaving():
 		p.State, p.Reason = Left, "it left"
-	case s.lives.alive(r):
+	case s.lives.alive(r), s.lives.again(r):
 		p.State, p.Reason = Alive, s.unusable(r, p, claims)
 		p.Routable = p.Reason == ""
 	case known == nil:

@@ -99,6 +99,42 @@ func TestWhoIsRoutable(t *testing.T) {
 	}
 }
 
+// TestComesBackWithoutAGap is a node that was killed and started again: whichever of its new record and its new membership comes first, there
+// is no moment without a route to it. It has none when its last boot is dead, or when it said that it leaves.
+func TestComesBackWithoutAGap(t *testing.T) {
+	s := quietStore(t)
+	old := s.add(2, "10.244.2.0/24", time.Hour)
+	demand := func(what string, routable bool) {
+		t.Helper()
+		v, _ := s.look(0)
+		if p := v.Peers[0]; len(v.Peers) != 1 || p.Routable != routable || (p.State == Alive) != routable {
+			t.Errorf("%s: %+v", what, v.Peers)
+		}
+	}
+	boot := func(epoch uint64) *record {
+		r := *old
+		r.epoch = epoch
+		return &r
+	}
+	s.known[old.id] = boot(1)
+	demand("its record is first", true)
+	s.lives.joined(old.id, 1, 1)
+	demand("then its membership", true)
+	s.lives.joined(old.id, 2, 2)
+	demand("its membership is first", true)
+	s.lives.left(old.id, 1, 3)
+	demand("the boot before is found dead", true)
+	s.known[old.id] = boot(2)
+	demand("then its record", true)
+	s.known[old.id] = boot(3)
+	s.lives.left(old.id, 2, 4)
+	demand("its record is there, and the boot before dead", false)
+	s.lives.joined(old.id, 3, 5)
+	s.known[old.id].flags = flagLeaving
+	s.lives.joined(old.id, 4, 6)
+	demand("it left and came back, and its record did not", false)
+}
+
 // A node of which only the IPv6 block is another's gets no traffic.
 func TestWhoIsRoutableInIPv6(t *testing.T) {
 	s := quietStore(t)
