@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/netfilter"
 )
 
 const (
@@ -31,6 +34,9 @@ type Kernel struct {
 	// GSOMaxSegs bounds the segments of a super-packet that the kernel may hand to the device; 0 leaves the bound as it is.
 	GSOMaxSegs uint32
 	Pods       []Pod
+	Mode       netfilter.Mode
+	// NoNetfilter leaves the kernel's netfilter alone, where there is none.
+	NoNetfilter bool
 }
 
 // A Change is one thing that Apply found different from what it has to be, and mended.
@@ -45,6 +51,7 @@ const (
 	// ChangedNeighbour is only seen with IPv6.
 	ChangedNeighbour Change = "neighbour"
 	ChangedPod       Change = "pod" // a rule, or a route to a pod
+	ChangedNetfilter Change = "netfilter"
 )
 
 // CheckFree refuses a TAP that another process holds: the kernel would share its packets out between both. A TAP that
@@ -80,6 +87,7 @@ func (k Kernel) Apply() ([]Change, error) {
 		{ChangedRoute, k.applyRoutes},
 		{ChangedNeighbour, k.applyNeighbour},
 		{ChangedPod, k.applyPods},
+		{ChangedNetfilter, k.applyNetfilter},
 	} {
 		changed, err := part.apply(link)
 		if changed {
@@ -116,6 +124,14 @@ func (k Kernel) applyLink(link netlink.Link) (changed bool, err error) {
 	return changed, nil
 }
 
+func (k Kernel) applyNetfilter(netlink.Link) (changed bool, err error) {
+	if k.NoNetfilter {
+		return false, nil
+	}
+	c := netfilter.Config{Mode: k.Mode, TAP: k.TAP, Networks: k.State.networks(), Subnets: [2]netip.Prefix{k.State.Self.Subnet, k.State.Self.IPv6Subnet}}
+	return c.Apply()
+}
+
 // Remove takes away what Apply made and what does not go with the TAP. It is no error when it is gone already.
 func (k Kernel) Remove() error {
 	have, err := ownedRoutes()
@@ -123,6 +139,9 @@ func (k Kernel) Remove() error {
 		return fmt.Errorf("remove routes: %w", err)
 	}
 	errs := []error{k.removePods()}
+	if !k.NoNetfilter {
+		errs = append(errs, netfilter.Remove())
+	}
 	for _, r := range have {
 		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("remove route %s: %w", r.Dst, err))

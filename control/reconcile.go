@@ -34,7 +34,7 @@ type Reconciler struct {
 // NewReconciler returns a reconciler that begins with the state in k. reached is called, from Run, each time the kernel's state
 // has become a new one that Set asked for. Nothing happens before Run.
 func NewReconciler(k Kernel, reached func(State)) *Reconciler {
-	repairs := map[Change]uint64{ChangedSysctl: 0, ChangedLink: 0, ChangedAddress: 0, ChangedRoute: 0, ChangedPod: 0}
+	repairs := map[Change]uint64{ChangedSysctl: 0, ChangedLink: 0, ChangedAddress: 0, ChangedRoute: 0, ChangedPod: 0, ChangedNetfilter: 0}
 	if k.State.IPv6Network.IsValid() {
 		repairs[ChangedNeighbour] = 0
 	}

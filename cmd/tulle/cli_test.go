@@ -89,6 +89,8 @@ func TestErrors(t *testing.T) {
 		{with("--workers", "0"), 2, "--workers 0: out of range (allowed: 1 to 64)"},
 		{with("--max-flows", "1000"), 2, "--max-flows 1000: out of range (allowed: 1024 to 16777216)"},
 		{with("--max-flows-per-source", "-1"), 2, "--max-flows-per-source -1: out of range (allowed: 0 to 16777216)"},
+		{with("--ip-masq", "--config", write("mode.json", `{"Network": "10.244.0.0/16", "Mode": "flat"}`)), 2, "--ip-masq with Mode flat of net-conf.json: that mode masquerades nothing"},
+		{with("--config", write("mode2.json", `{"Network": "10.244.0.0/16", "Mode": "pensinsula"}`)), 1, "mode2.json:1:38: Mode: "},
 		{with("--device", "pigeon"), 2, "--device pigeon: unknown (allowed: tap, tun, water)"},
 		{with("--device", "tun", "--workers", "2"), 2, "--workers 2 with --device tun: its library has a single queue, which serves one worker: leave out --workers or use --device tap"},
 		{with("--device", "water", "--keep"), 2, "--keep with --device water: the device ends with its single queue: leave out --keep or use --device tap"},

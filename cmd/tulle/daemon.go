@@ -14,6 +14,7 @@ import (
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/control/netconf"
+	"github.com/tulle-net/tulle/control/netfilter"
 	"github.com/tulle-net/tulle/dataplane/tap"
 )
 
@@ -42,6 +43,8 @@ type daemonConfig struct {
 	workers     int
 	maxFlows    int // of each family
 	perSource   int // 0 for a part of maxFlows
+	mode        netfilter.Mode
+	noNetfilter bool // the kernel has none
 	keep        bool
 	takeover    bool // from a daemon that runs
 	copyDSCP    bool
@@ -113,7 +116,7 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 
 // kernel is the node's kernel side in a state.
 func (c *daemonConfig) kernel(s control.State) control.Kernel {
-	k := control.Kernel{TAP: tapName, State: s, L3: c.device.L3()}
+	k := control.Kernel{TAP: tapName, State: s, L3: c.device.L3(), Mode: c.mode, NoNetfilter: c.noNetfilter}
 	if k.L3 {
 		k.GSOMaxSegs = tap.MaxSegments
 	}
@@ -200,7 +203,7 @@ func (d *daemon) reached(s control.State) {
 	if !s.Self.HasSubnet() {
 		return
 	}
-	if err := control.WriteSubnetEnv(d.config.subnetFile, control.SubnetEnv(s, false)); err != nil {
+	if err := control.WriteSubnetEnv(d.config.subnetFile, control.SubnetEnv(s, d.config.mode != netfilter.Unset)); err != nil {
 		slog.Error("not written", "error", err)
 		return
 	}

@@ -51,7 +51,7 @@ type nodeOptions struct {
 	cni                     cniInstall
 	gossipPort, workers     int
 	maxFlows, perSource     int
-	insecure, keep          bool
+	insecure, keep, ipMasq  bool
 	takeover                bool
 	copyDSCP                bool
 	busyPoll                time.Duration
@@ -121,6 +121,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.DurationVar(&o.busyPoll, "busy-poll", defaultBusyPoll(), "how long a worker looks for packets before it sleeps, as long as that finds some; 0 to sleep at once")
 	f.IntVar(&o.maxFlows, "max-flows", flowsPerFamily, "size of the flow table for each family; 128 bytes an IPv4 flow, 256 an IPv6 flow, used as they come")
 	f.IntVar(&o.perSource, "max-flows-per-source", 0, "flows of each family that packets of one source address may begin; 0 for a quarter of --max-flows")
+	f.BoolVar(&o.ipMasq, "ip-masq", false, "masquerade what pods send out of the cluster network, as Mode island of net-conf.json does")
 	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
 	f.BoolVar(&o.takeover, "takeover", false, "take over from the daemon that runs in this --run-dir, with the same flags and by way of its holder, without losing a packet")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
@@ -159,6 +160,9 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 		if c.gossip, err = o.gossipConfig(); err != nil {
 			return nil, err
 		}
+	}
+	if err := c.chooseMode(o.ipMasq); err != nil {
+		return nil, err
 	}
 	return c, c.checkTunnel()
 }

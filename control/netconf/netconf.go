@@ -32,6 +32,10 @@ type Config struct {
 	EnableIPv6     bool
 	EnableNFTables bool
 
+	// Mode says what becomes of traffic between pods and the world outside of Network: isolated, flat or island; empty if unset.
+	// It is tulle's own key: flannel ignores it.
+	Mode string `json:",omitempty"`
+
 	// Valid iff EnableIPv4, zero otherwise. Network is masked. Node subnets have length SubnetLen
 	// and start at SubnetMin, SubnetMax or between; both are on a SubnetLen boundary.
 	Network   netip.Prefix `json:",omitzero"`
@@ -100,6 +104,7 @@ func (d *decoder) config() *Config {
 	if v, _ := top.find("EnableIPv4"); !c.EnableIPv4 && !c.EnableIPv6 {
 		top.fail(v, "EnableIPv4", "no address family is left: EnableIPv6 is not true", "")
 	}
+	c.Mode = top.mode()
 	p := top.pool(ipv4, c.EnableIPv4)
 	c.Network, c.SubnetLen, c.SubnetMin, c.SubnetMax = p.network, p.length, p.min, p.max
 	p = top.pool(ipv6, c.EnableIPv6)
@@ -144,4 +149,19 @@ func firstInvalidUTF8(b []byte) int {
 		i += n
 	}
 	return -1
+}
+
+const modes = "isolated, flat or island"
+
+func (o *object) mode() string {
+	v, ok := o.typed("Mode", kindString, modes)
+	if !ok {
+		return ""
+	}
+	switch v.text {
+	case "isolated", "flat", "island":
+	default:
+		o.fail(v, "Mode", "no such mode", modes)
+	}
+	return v.text
 }
