@@ -23,7 +23,7 @@ BENCHOUT ?= bench-out
 DURATION ?= 30m
 BASELINE ?=
 CURVES   := ^Benchmark(FIB|Peers|Lookup)$$
-RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet
+RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet|TestHolderDies|TestTakeoverGivenUp
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 

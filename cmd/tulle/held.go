@@ -101,8 +101,10 @@ func (h *held) take() {
 		return
 	}
 	if err := h.sort(set); err != nil {
+		// Of another version, say. settle lets the holder close it: with it a port and a name are taken.
 		set.Close()
 		slog.Error("nothing is adopted", "error", err)
+		h.note(func(r *holderReport) { r.NotAdopted["all"] = err.Error() })
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tulle-net/tulle/dataplane/holder"
 	"github.com/tulle-net/tulle/scripts/lab"
 )
 
@@ -73,6 +74,39 @@ func restartWith(t *testing.T, l *lab.Lab, args ...string) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestHolderOfAnotherVersion starts a daemon with a set that it does not understand: the holder lets go of it, and all is made anew.
+func TestHolderOfAnotherVersion(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 1, Holder: true})
+	n, err := l.Node(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, meta := range []string{`{"version": 99}`, `{`, `{"version": 1}`, `{"version": 1, "parts": [{"name": "tap", "files": 1000}]}`, `{"version": 1, "parts": [{"name": "tap", "files": -1}]}`} {
+		restart(t, l, func() {
+			c, err := holder.Dial(filepath.Join(n.RunDir, holderSocket))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			set, err := c.Take()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer set.Close()
+			set.Meta = []byte(meta)
+			if err := c.Keep(set); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if h := status(t, l, 1).Holder; len(h.Adopted) != 0 || h.NotAdopted["all"] == "" || h.Keeps == 0 {
+			t.Errorf("%s: %+v", meta, h)
+		}
+	}
+	restartWith(t, l)
+	checkAdopted(t, l, 0)
+	stopClean(t, l)
 }
 
 // TestHolderDies ends the holder beside a running daemon: status says that nothing outlives the daemon now, and the next holder gets all

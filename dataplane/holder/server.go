@@ -35,16 +35,16 @@ type Server struct {
 func Listen(path string) (*Server, error) {
 	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("holder: %w", err)
+		return nil, fmt.Errorf("the holder's lock: %w", err)
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		lock.Close()
-		return nil, fmt.Errorf("holder: another one serves %s", path)
+		return nil, fmt.Errorf("another holder serves %s", path)
 	}
 	listener, err := listen(path)
 	if err != nil {
 		lock.Close()
-		return nil, fmt.Errorf("holder: %w", err)
+		return nil, fmt.Errorf("the holder's socket: %w", err)
 	}
 	return &Server{listener: listener, lock: lock}, nil
 }
@@ -74,7 +74,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("holder: %w", err)
+			return fmt.Errorf("accept: %w", err)
 		}
 		select {
 		case places <- struct{}{}:
