@@ -46,7 +46,7 @@ func restartWithoutLoss(t *testing.T, times int, c lab.Config) {
 	ways := []lab.Pair{between(l, 1, 2), between(l, 2, 1)}
 	streams := startStreams(t, ways, 4)
 	udp := udpPairs(t, ways)
-	load := bench.Sequence{Count: 4000, Size: 200, Interval: 50 * time.Microsecond}
+	load := bench.Sequence{Count: 10_000, Size: 200, Interval: 100 * time.Microsecond} // for longer than a second
 	sequences(t, udp, bench.Sequence{Count: 10, Size: 200})
 	before := flowsOf(t, l, 1)
 	if len(before) < len(udp)+8 {
@@ -67,9 +67,7 @@ func restartWithoutLoss(t *testing.T, times int, c lab.Config) {
 		}
 		checkAdopted(t, l, len(before))
 	}
-	slices.Sort(gaps)
-	t.Logf("%d kills: longest gap of each of %d UDP flows from %v to %v, median %v; %d of %d datagrams lost", times, len(udp), gaps[0], gaps[len(gaps)-1], gaps[len(gaps)/2],
-		lost, len(gaps)*load.Count)
+	t.Logf("%d kills: longest gap of each of %d UDP flows: %s; %d of %d datagrams lost", times, len(udp), distribution(gaps), lost, len(gaps)*load.Count)
 	for key, was := range before {
 		if now := flowsOf(t, l, 1)[key]; now != was {
 			t.Errorf("flow %s is %+v, was %+v", key, now, was)
@@ -78,6 +76,13 @@ func restartWithoutLoss(t *testing.T, times int, c lab.Config) {
 	t.Run("control", func(t *testing.T) { restartWiped(t, l, before) })
 	streams.end(t)
 	stopClean(t, l)
+}
+
+// distribution is durations in words.
+func distribution(d []time.Duration) string {
+	slices.Sort(d)
+	at := func(percent int) time.Duration { return d[(len(d)-1)*percent/100].Round(time.Millisecond) }
+	return fmt.Sprintf("least %v, median %v, p90 %v, p99 %v, most %v", at(0), at(50), at(90), at(99), at(100))
 }
 
 // restart kills node 1's daemon, does f and starts it again.
