@@ -106,12 +106,46 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 	if d.pods, err = openPods(d); err != nil {
 		return err
 	}
-	if err := d.openStores(peers); err != nil {
+	d.prepare(peers)
+	// What was adopted waits: it is forwarded with what was inherited before gossip has its disk and its sockets.
+	forwarding := begin(ctx, func(ctx context.Context) error { return d.forwarder.run(ctx, d.reconciler.Wake) })
+	defer forwarding.end()
+	if err := d.openGossip(); err != nil {
 		return err
 	}
 	slog.Info("node runs", "name", c.self.Name, "subnet", c.self.Subnet, "ipv6Subnet", c.self.IPv6Subnet, "underlay", c.link.Addr, "underlay6", c.link.Addr6, "link", c.link.Name,
 		"mtu", c.mtu, "backend", c.conf.Backend.Type, "vni", c.self.VNI, "port", c.port, "tap", d.forwarder.tap.String(), "sockets", d.forwarder.allUnderlays()[0].Offloads())
-	return d.serve(ctx)
+	return d.serve(ctx, forwarding)
+}
+
+// A background is a part that begins before the others.
+type background struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error // valid once done is closed
+}
+
+func begin(ctx context.Context, part func(context.Context) error) *background {
+	ctx, cancel := context.WithCancel(ctx)
+	b := &background{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(b.done)
+		b.err = part(ctx)
+	}()
+	return b
+}
+
+// end ends the part and waits for that.
+func (b *background) end() {
+	b.cancel()
+	<-b.done
+}
+
+// wait returns what the part returns, which ends with ctx.
+func (b *background) wait(ctx context.Context) error {
+	defer context.AfterFunc(ctx, b.cancel)()
+	<-b.done
+	return b.err
 }
 
 // kernel is the node's kernel side in a state.
@@ -123,8 +157,8 @@ func (c *daemonConfig) kernel(s control.State) control.Kernel {
 	return k
 }
 
-// openStores wires the stores to tables and kernel state.
-func (d *daemon) openStores(peers []control.Node) error {
+// prepare wires the stores to tables and kernel state, and publishes what is known without gossip.
+func (d *daemon) prepare(peers []control.Node) {
 	c := d.config
 	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu, Limits: c.limits}
 	idle := base
@@ -135,16 +169,29 @@ func (d *daemon) openStores(peers []control.Node) error {
 	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, paths: d.forwarder.prober.reports, file: peers, remember: held.setState}
 	if c.gossip == nil {
 		d.network.setFile(peers, nil)
-		return nil
+		d.lookAhead()
+		return
 	}
 	// The subnets, even given ones, are used once gossip has confirmed them.
 	d.network.base = idle
 	held.adoptState(func(state json.RawMessage) error { return d.network.inherit(state, c.self.Subnet, c.self.IPv6Subnet) })
 	d.network.setFile(peers, nil)
+	d.lookAhead()
+}
+
+// lookAhead finds the next hops that the kernel knows, before the first packet asks for one.
+func (d *daemon) lookAhead() {
 	if raw := d.forwarder.raw; raw != nil {
 		raw.resolver.Look()
 	}
-	var err error
+}
+
+// openGossip opens the store, if there is gossip.
+func (d *daemon) openGossip() (err error) {
+	c := d.config
+	if c.gossip == nil {
+		return nil
+	}
 	d.gossip, err = gossip.Open(gossip.Config{
 		Self: c.self, Network: c.conf.Network, SubnetLen: c.conf.SubnetLen, SubnetMin: c.conf.SubnetMin, SubnetMax: c.conf.SubnetMax,
 		IPv6Network: c.conf.IPv6Network, IPv6SubnetLen: c.conf.IPv6SubnetLen, IPv6SubnetMin: c.conf.IPv6SubnetMin, IPv6SubnetMax: c.conf.IPv6SubnetMax,
@@ -158,7 +205,7 @@ func (d *daemon) openStores(peers []control.Node) error {
 }
 
 // serve runs all parts until ctx ends or one of them fails.
-func (d *daemon) serve(ctx context.Context) error {
+func (d *daemon) serve(ctx context.Context, forwarding *background) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	api, err := listenAPI(d)
@@ -170,8 +217,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	parts := []func(context.Context) error{
-		func(ctx context.Context) error { return d.forwarder.run(ctx, d.reconciler.Wake) },
-		d.forwarder.sweep, func(ctx context.Context) error { return d.forwarder.prober.run(ctx, d.network.setPathMTU) },
+		forwarding.wait, d.forwarder.sweep, func(ctx context.Context) error { return d.forwarder.prober.run(ctx, d.network.setPathMTU) },
 		d.reconciler.Run, api.run, metrics.run, d.pods.run, d.forwarder.held.run, d.network.forget,
 	}
 	if raw := d.forwarder.raw; raw != nil {
