@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/control/atomicfile"
+
+	"github.com/tulle-net/tulle/control/claim"
 )
 
 // Files in the state directory.
@@ -93,7 +95,7 @@ func readKey(path string) (ed25519.PrivateKey, error) {
 }
 
 // loadState reads the state of the node id. A directory without one is a node's first boot.
-func loadState(dir string, id nodeID) (diskState, error) {
+func loadState(dir string, id claim.NodeID) (diskState, error) {
 	path := filepath.Join(dir, stateFile)
 	empty := diskState{Version: diskVersion, NodeID: id.String()}
 	data, err := os.ReadFile(path)
@@ -128,19 +130,19 @@ func damaged(path, what string) error {
 }
 
 // claim converts and checks a claim from disk.
-func (c diskClaim) claim() (claim, error) {
-	out := claim{block: c.Block, fence: c.Fence, tenure: time.Duration(c.TenureMS) * time.Millisecond, state: confirmed}
+func (c diskClaim) claim() (claim.Claim, error) {
+	out := claim.Claim{Block: c.Block, Fence: c.Fence, Tenure: time.Duration(c.TenureMS) * time.Millisecond, State: claim.Confirmed}
 	if !c.Block.IsValid() || c.Block != c.Block.Masked() || c.TenureMS < 0 || c.TenureMS > int64(time.Duration(1<<63-1)/time.Millisecond) {
-		return claim{}, fmt.Errorf("claim of %s with tenure %d", c.Block, c.TenureMS)
+		return claim.Claim{}, fmt.Errorf("claim of %s with tenure %d", c.Block, c.TenureMS)
 	}
 	if c.State != "confirmed" {
-		return claim{}, fmt.Errorf("claim of %s: state %q", c.Block, c.State)
+		return claim.Claim{}, fmt.Errorf("claim of %s: state %q", c.Block, c.State)
 	}
 	return out, nil
 }
 
-func toDisk(c claim) diskClaim {
-	return diskClaim{c.block, c.fence, c.tenure.Milliseconds(), "confirmed"}
+func toDisk(c claim.Claim) diskClaim {
+	return diskClaim{c.Block, c.Fence, c.Tenure.Milliseconds(), "confirmed"}
 }
 
 // save writes the state. When it returns nil, the state survives a power failure.

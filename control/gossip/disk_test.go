@@ -13,18 +13,20 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/tulle-net/tulle/control/claim"
 )
 
-func someState(id nodeID) diskState {
+func someState(id claim.NodeID) diskState {
 	return diskState{
 		Version: diskVersion, NodeID: id.String(), BootEpoch: 7, Nonce: 1 << 63, Seq: 3,
-		Claims:    []diskClaim{toDisk(claim{block: netip.MustParsePrefix("10.244.3.0/24"), fence: 2, tenure: 90 * time.Minute, state: confirmed})},
+		Claims:    []diskClaim{toDisk(claim.Claim{Block: netip.MustParsePrefix("10.244.3.0/24"), Fence: 2, Tenure: 90 * time.Minute, State: claim.Confirmed})},
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:7946")},
 	}
 }
 
 func TestStateOnDisk(t *testing.T) {
-	dir, id := t.TempDir(), nodeID{1}
+	dir, id := t.TempDir(), claim.NodeID{1}
 	fresh, err := loadState(dir, id)
 	if err != nil || fresh.BootEpoch != 0 || fresh.Claims != nil {
 		t.Fatalf("%+v %v", fresh, err)
@@ -38,7 +40,7 @@ func TestStateOnDisk(t *testing.T) {
 		t.Fatalf("%v %s", err, d)
 	}
 	c, err := got.Claims[0].claim()
-	if err != nil || c.block != netip.MustParsePrefix("10.244.3.0/24") || c.fence != 2 || c.tenure != 90*time.Minute || c.state != confirmed {
+	if err != nil || c.Block != netip.MustParsePrefix("10.244.3.0/24") || c.Fence != 2 || c.Tenure != 90*time.Minute || c.State != claim.Confirmed {
 		t.Errorf("%+v %v", c, err)
 	}
 	if info, err := os.Stat(filepath.Join(dir, stateFile)); err != nil || info.Mode().Perm() != 0o600 {
@@ -48,7 +50,7 @@ func TestStateOnDisk(t *testing.T) {
 
 // A crash while the new state is written, wherever it stops, leaves the old one.
 func TestCrashWhileWritingKeepsTheOldState(t *testing.T) {
-	dir, id := t.TempDir(), nodeID{1}
+	dir, id := t.TempDir(), claim.NodeID{1}
 	old := someState(id)
 	if err := old.save(dir); err != nil {
 		t.Fatal(err)
@@ -85,7 +87,7 @@ func TestCrashWhileWritingKeepsTheOldState(t *testing.T) {
 
 // Whatever is left of a file that something else cut, the node says which it is and what helps.
 func TestTruncatedState(t *testing.T) {
-	dir, id := t.TempDir(), nodeID{1}
+	dir, id := t.TempDir(), claim.NodeID{1}
 	path := filepath.Join(dir, stateFile)
 	s := someState(id)
 	if err := s.save(dir); err != nil {
@@ -107,10 +109,10 @@ func TestTruncatedState(t *testing.T) {
 }
 
 func TestWrongState(t *testing.T) {
-	id := nodeID{1}
+	id := claim.NodeID{1}
 	for what, change := range map[string]func(*diskState){
 		"of version 2":             func(s *diskState) { s.Version = 2 },
-		"restore the two together": func(s *diskState) { s.NodeID = nodeID{2}.String() },
+		"restore the two together": func(s *diskState) { s.NodeID = claim.NodeID{2}.String() },
 		"bootEpoch is missing":     func(s *diskState) { s.BootEpoch = 0 },
 		"10.244.3.1/24":            func(s *diskState) { s.Claims[0].Block = netip.MustParsePrefix("10.244.3.1/24") },
 		"tenure -1":                func(s *diskState) { s.Claims[0].TenureMS = -1 },
@@ -153,7 +155,7 @@ func TestIdentityOnDisk(t *testing.T) {
 			t.Fatalf("cut to %d bytes: %v", n, err)
 		}
 	}
-	s := someState(nodeID{1})
+	s := someState(claim.NodeID{1})
 	if err := s.save(dir); err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/claim"
 	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
@@ -181,13 +182,13 @@ func loopback6(i int) netip.Addr {
 }
 
 // renewed is the record that a node at 192.0.2.1 makes.
-func renewed(t *testing.T, change func(*Store)) *record {
+func renewed(t *testing.T, change func(*Store)) *claim.Record {
 	t.Helper()
 	s := quietStore(t)
-	s.key, s.id = testKeys[0], nodeID{}
+	s.key, s.id = testKeys[0], claim.NodeID{}
 	s.config.Self.BackendType, s.config.Self.VNI, s.config.Self.VTEP = "vxlan", 1, tables.MAC{2, 0, 0, 0, 0, 1}
 	s.disk = diskState{BootEpoch: 3, Nonce: 9}
-	s.claimer.claim = claim{block: netip.MustParsePrefix("10.244.1.0/24"), tenure: time.Hour, state: confirmed}
+	s.claimer.Claim = claim.Claim{Block: netip.MustParsePrefix("10.244.1.0/24"), Tenure: time.Hour, State: claim.Confirmed}
 	change(s)
 	if err := s.renew(0); err != nil {
 		t.Fatal(err)
@@ -202,7 +203,7 @@ func TestOldFormStays(t *testing.T) {
 			"0001040af40100180080dddb0101c33b34b613725abf507755a4bcefe303a8b5e346d4af234fe357dff82855422d67e2f25daf37eb1ef48cc9f5ca0e8e2e97f099172c514eebea95b4e82e21660d"
 		network = "tulle-671448fe1854f04d"
 	)
-	if got := hex.EncodeToString(renewed(t, func(*Store) {}).raw); got != record {
+	if got := hex.EncodeToString(renewed(t, func(*Store) {}).Raw); got != record {
 		t.Errorf("the record is %s,\nwant %s", got, record)
 	}
 	if got := label(quietStore(t).pools); got != network {
@@ -215,29 +216,29 @@ func TestDualStackRecord(t *testing.T) {
 	withIPv6 := func(s *Store) {
 		dual(&s.config)
 		s.pools = dualPools(t)
-		s.claimer.pools = s.pools
+		s.claimer.Pools = s.pools
 	}
 	one := renewed(t, withIPv6)
-	same := renewed(t, func(s *Store) { withIPv6(s); s.claimer.given6 = netip.MustParsePrefix("fd00:244:0:1::/64") })
-	two := renewed(t, func(s *Store) { withIPv6(s); s.claimer.given6 = netip.MustParsePrefix("fd00:244:0:7::/64") })
-	for r, claims := range map[*record]int{one: 1, same: 1, two: 2} {
-		opened, err := openRecord(r.raw)
-		if err != nil || len(opened.claims) != claims || len(opened.addrs) != 1 {
+	same := renewed(t, func(s *Store) { withIPv6(s); s.claimer.Given6 = netip.MustParsePrefix("fd00:244:0:1::/64") })
+	two := renewed(t, func(s *Store) { withIPv6(s); s.claimer.Given6 = netip.MustParsePrefix("fd00:244:0:7::/64") })
+	for r, claims := range map[*claim.Record]int{one: 1, same: 1, two: 2} {
+		opened, err := claim.OpenRecord(r.Raw)
+		if err != nil || len(opened.Claims) != claims || len(opened.Addrs) != 1 {
 			t.Fatalf("%+v, %v", opened, err)
 		}
-		n := opened.node()
+		n := nodeOf(opened)
 		if n.PublicIPv6.String() != "2001:db8::c000:201" || n.PublicIP.String() != "192.0.2.1" || n.VTEPv6 != n.VTEP || n.VTEP != (tables.MAC{2, 0, 0, 0, 0, 1}) {
 			t.Errorf("%+v", n)
 		}
 	}
 	p := dualPools(t)
-	for r, want := range map[*record]string{one: "fd00:244:0:1::/64", same: "fd00:244:0:1::/64", two: "fd00:244:0:7::/64"} {
-		if v4, v6 := p.subnets(r); v6.String() != want || v4.String() != "10.244.1.0/24" {
+	for r, want := range map[*claim.Record]string{one: "fd00:244:0:1::/64", same: "fd00:244:0:1::/64", two: "fd00:244:0:7::/64"} {
+		if v4, v6 := p.Subnets(r); v6.String() != want || v4.String() != "10.244.1.0/24" {
 			t.Errorf("%s and %s, want %s", v4, v6, want)
 		}
 		var held []string
-		for c := range p.claims(r) {
-			held = append(held, c.block.String())
+		for c := range p.Claims(r) {
+			held = append(held, c.Block.String())
 		}
 		if !slices.Equal(held, []string{"10.244.1.0/24", want}) {
 			t.Errorf("it holds %s, want 10.244.1.0/24 and %s", held, want)

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/tulle-net/tulle/control/claim"
 )
 
 // A stranger has the cluster key and speaks memberlist, but says what it likes.
@@ -29,7 +31,7 @@ func (c *cluster) invade(i int, name string, s *stranger) {
 	cfg := memberlist.DefaultLANConfig()
 	cfg.Name, cfg.BindAddr, cfg.BindPort, cfg.AdvertisePort = name, c.addr(i).String(), c.port, c.port
 	cfg.SecretKey, cfg.LogOutput, cfg.Delegate = bytes.Repeat([]byte{7}, 32), io.Discard, s
-	cfg.Label = label(pools{claimed: pool{netip.MustParsePrefix("10.244.0.0/16"), 24, netip.Addr{}, netip.Addr{}}})
+	cfg.Label = label(claim.Pools{Claimed: claim.Pool{Network: netip.MustParsePrefix("10.244.0.0/16"), Bits: 24}})
 	list, err := memberlist.Create(cfg)
 	if err != nil {
 		c.t.Fatal(err)
@@ -40,12 +42,12 @@ func (c *cluster) invade(i int, name string, s *stranger) {
 	}
 }
 
-func (c *cluster) signed(i int, key ed25519.PrivateKey, change func(*record)) *record {
-	r := plainRecord(func(r *record) {
-		r.name, r.endpoint = "stranger", netip.AddrPortFrom(c.addr(i), uint16(c.port))
+func (c *cluster) signed(i int, key ed25519.PrivateKey, change func(*claim.Record)) *claim.Record {
+	r := plainRecord(func(r *claim.Record) {
+		r.Name, r.Endpoint = "stranger", netip.AddrPortFrom(c.addr(i), uint16(c.port))
 		change(r)
 	})
-	if err := r.sign(key); err != nil {
+	if err := r.Sign(key); err != nil {
 		c.t.Fatal(err)
 	}
 	return r
@@ -55,19 +57,19 @@ func TestStrangersAreRefused(t *testing.T) {
 	c := newCluster(t)
 	n1 := c.start(1)
 	n1.subnet()
-	good := c.signed(66, testKeys[0], func(*record) {})
-	forged := bytes.Clone(good.raw)
+	good := c.signed(66, testKeys[0], func(*claim.Record) {})
+	forged := bytes.Clone(good.Raw)
 	forged[len(forged)-1] ^= 1
-	elsewhere := c.signed(67, testKeys[1], func(*record) {})
+	elsewhere := c.signed(67, testKeys[1], func(*claim.Record) {})
 	for i, s := range []struct {
 		name, reason, words string
 		stranger            stranger
 	}{
 		{"stranger", refusedSignature, "a record of 0 bytes", stranger{}},
 		{"stranger", refusedSignature, "a record of version 103", stranger{meta: bytes.Repeat([]byte("garbage"), 40)}},
-		{good.member(), refusedSignature, "its signature does not match", stranger{meta: forged}},
-		{"stranger", refusedSignature, "the record of stranger (", stranger{meta: good.raw}},
-		{elsewhere.member(), refusedEndpoint, "its record says " + elsewhere.endpoint.String(), stranger{meta: elsewhere.raw}},
+		{good.Member(), refusedSignature, "its signature does not match", stranger{meta: forged}},
+		{"stranger", refusedSignature, "the record of stranger (", stranger{meta: good.Raw}},
+		{elsewhere.Member(), refusedEndpoint, "its record says " + elsewhere.Endpoint.String(), stranger{meta: elsewhere.Raw}},
 	} {
 		before := n1.store.View().Refused[s.reason]
 		c.invade(70+i, s.name, &s.stranger)
@@ -86,12 +88,12 @@ func TestDamagedStateIsRefusedInPart(t *testing.T) {
 	c := newCluster(t)
 	n1 := c.start(1)
 	n1.subnet()
-	dead := c.signed(80, testKeys[0], func(r *record) { r.name = "dead" })
-	forged := c.signed(81, testKeys[1], func(r *record) { r.name = "forged" })
-	forged.raw[40] ^= 1
-	self := c.signed(82, testKeys[2], func(*record) {})
-	state := append(encodeState([]*record{forged, dead}), sectionRecords, 200)
-	c.invade(82, self.member(), &stranger{self.raw, state})
+	dead := c.signed(80, testKeys[0], func(r *claim.Record) { r.Name = "dead" })
+	forged := c.signed(81, testKeys[1], func(r *claim.Record) { r.Name = "forged" })
+	forged.Raw[40] ^= 1
+	self := c.signed(82, testKeys[2], func(*claim.Record) {})
+	state := append(claim.EncodeState([]*claim.Record{forged, dead}), claim.SectionRecords, 200)
+	c.invade(82, self.Member(), &stranger{self.Raw, state})
 	await(t, "refusals", func() bool { return n1.now().Refused[refusedSignature] >= 2 }, n1)
 	await(t, "the good record", func() bool { return len(n1.now().Peers) == 2 }, n1)
 	p := n1.now().Peers[0]

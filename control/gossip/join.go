@@ -75,11 +75,11 @@ func (s *Store) targets(ctx context.Context) []netip.AddrPort {
 	live := map[netip.AddrPort]bool{s.endpoint: true}
 	for _, r := range s.known {
 		switch {
-		case r.id == s.id:
+		case r.ID == s.id:
 		case s.lives.alive(r):
-			live[r.endpoint] = true
-		case !r.leaving():
-			others = append(others, r.endpoint)
+			live[r.Endpoint] = true
+		case !r.Leaving():
+			others = append(others, r.Endpoint)
 		}
 	}
 	rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
@@ -162,7 +162,7 @@ type joinProblem struct {
 
 func (s *Store) aloneLocked() bool {
 	for _, r := range s.known {
-		if r.id != s.id && s.lives.alive(r) {
+		if r.ID != s.id && s.lives.alive(r) {
 			return false
 		}
 	}

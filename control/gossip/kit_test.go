@@ -3,6 +3,7 @@ package gossip
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/claim"
+	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
 // patience is how long a test waits for something that happens within seconds on an idle machine.
@@ -259,4 +262,34 @@ func (n *node) hasProblem(parts ...string) bool {
 	return slices.ContainsFunc(n.now().Problems, func(p string) bool {
 		return !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(p, part) })
 	})
+}
+
+// testKeys are a few identities.
+var testKeys = func() (keys []ed25519.PrivateKey) {
+	for i := range 4 {
+		keys = append(keys, ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i + 1)}, ed25519.SeedSize)))
+	}
+	return keys
+}()
+
+func plainRecord(change func(*claim.Record)) *claim.Record {
+	r := &claim.Record{
+		Epoch: 3, Nonce: 9, Seq: 1, Name: "n1", Endpoint: netip.MustParseAddrPort("192.0.2.1:7946"), Backend: "vxlan", VNI: 1, TunnelPort: 8472,
+		VTEP:   tables.MAC{2, 0, 0, 0, 0, 1},
+		Claims: []claim.Claim{{Block: netip.MustParsePrefix("10.244.1.0/24"), Tenure: time.Hour, State: claim.Confirmed}},
+	}
+	change(r)
+	return r
+}
+
+// dualPools are the pools of newCluster's dual-stack networks.
+func dualPools(t testing.TB) claim.Pools {
+	t.Helper()
+	cfg := Config{Network: netip.MustParsePrefix("10.244.0.0/16"), SubnetLen: 24, SubnetMin: netip.MustParseAddr("10.244.0.0"), SubnetMax: netip.MustParseAddr("10.244.255.0")}
+	dual(&cfg)
+	p, err := poolsOf(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }

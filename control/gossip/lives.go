@@ -3,28 +3,10 @@ package gossip
 import (
 	"cmp"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
+
+	"github.com/tulle-net/tulle/control/claim"
 )
-
-// memberName is a boot's name in memberlist: a boot that comes back is a new member, and nothing that is said of the old
-// one can hurt it.
-func memberName(id nodeID, epoch uint64) string {
-	return id.String() + "." + strconv.FormatUint(epoch, 10)
-}
-
-// parseMember is memberName's inverse.
-func parseMember(name string) (id nodeID, epoch uint64, ok bool) {
-	text, number, _ := strings.Cut(name, ".")
-	raw, err := idEncoding.DecodeString(text)
-	epoch, err2 := strconv.ParseUint(number, 10, 64)
-	if err != nil || err2 != nil || len(raw) != len(id) {
-		return id, 0, false
-	}
-	id = nodeID(raw)
-	return id, epoch, memberName(id, epoch) == name
-}
 
 const (
 	// stormWindow: deaths closer together than this are one event.
@@ -44,13 +26,13 @@ type life struct {
 
 // lives follows the members. Not safe for concurrent use.
 type lives struct {
-	of        map[nodeID]*life
+	of        map[claim.NodeID]*life
 	lastAck   time.Duration // last probe that anybody answered
 	cutOff    bool
 	lost, all int // valid iff cutOff: peers that fell silent together, of how many
 }
 
-func (l *lives) joined(id nodeID, epoch uint64, now time.Duration) {
+func (l *lives) joined(id claim.NodeID, epoch uint64, now time.Duration) {
 	known := l.of[id]
 	if known == nil || epoch > known.epoch {
 		l.of[id] = &life{epoch: epoch, alive: true, since: now, seen: time.Now()}
@@ -64,13 +46,13 @@ func (l *lives) joined(id nodeID, epoch uint64, now time.Duration) {
 	}
 }
 
-func (l *lives) left(id nodeID, epoch uint64, now time.Duration) {
+func (l *lives) left(id claim.NodeID, epoch uint64, now time.Duration) {
 	if known := l.of[id]; known != nil && known.epoch == epoch && known.alive {
 		known.alive, known.since = false, now
 	}
 }
 
-func (l *lives) acked(id nodeID, now time.Duration) {
+func (l *lives) acked(id claim.NodeID, now time.Duration) {
 	l.lastAck = now
 	if known := l.of[id]; known != nil {
 		known.seen = time.Now()
@@ -78,29 +60,29 @@ func (l *lives) acked(id nodeID, now time.Duration) {
 }
 
 // alive says whether the boot that the record is of is a live member that does not leave.
-func (l *lives) alive(r *record) bool {
-	known := l.of[r.id]
-	return known != nil && known.alive && known.epoch == r.epoch && !r.leaving()
+func (l *lives) alive(r *claim.Record) bool {
+	known := l.of[r.ID]
+	return known != nil && known.alive && known.epoch == r.Epoch && !r.Leaving()
 }
 
 // again says whether the record's node is alive in another boot than the record's: it has come back, and its record and its
 // membership do not arrive at the same moment. Nothing says that it is dead.
-func (l *lives) again(r *record) bool {
-	known := l.of[r.id]
-	return known != nil && known.alive && known.epoch != r.epoch && !r.leaving()
+func (l *lives) again(r *claim.Record) bool {
+	known := l.of[r.ID]
+	return known != nil && known.alive && known.epoch != r.Epoch && !r.Leaving()
 }
 
 // judge decides whether the dead are dead or this node is cut off: more than half of the peers fell silent together, or
 // nobody answers any more. The dead of a storm are kept until most of them are back.
-func (l *lives) judge(known records, self nodeID, now time.Duration) {
+func (l *lives) judge(known claim.Records, self claim.NodeID, now time.Duration) {
 	var storm []*life
 	living := 0
 	for id, r := range known {
 		switch one := l.of[id]; {
-		case id == self || one == nil || r.leaving():
+		case id == self || one == nil || r.Leaving():
 		case l.alive(r):
 			living++
-		case !one.alive && one.epoch == r.epoch && (one.kept || now-one.since < stormWindow):
+		case !one.alive && one.epoch == r.Epoch && (one.kept || now-one.since < stormWindow):
 			storm = append(storm, one)
 		}
 	}
@@ -115,8 +97,8 @@ func (l *lives) judge(known records, self nodeID, now time.Duration) {
 // A conflict is why a node is refused although it is alive.
 type conflict struct {
 	reason string // refusal reason: name or endpoint
-	of     *record
-	with   *record
+	of     *claim.Record
+	with   *claim.Record
 }
 
 // String says it in words.
@@ -130,16 +112,16 @@ func (c conflict) String() string {
 
 // conflicts finds live nodes that cannot both be: two with one name or one public IP. The one with the longest confirmed
 // tenure stays, then the one with the lower ID; everybody comes to the same result.
-func conflicts(alive []*record) map[nodeID]conflict {
-	found := map[nodeID]conflict{}
+func conflicts(alive []*claim.Record) map[claim.NodeID]conflict {
+	found := map[claim.NodeID]conflict{}
 	for _, key := range []struct {
 		reason string
-		of     func(*record) string
+		of     func(*claim.Record) string
 	}{
-		{refusedName, func(r *record) string { return r.name }},
-		{refusedEndpoint, func(r *record) string { return r.endpoint.Addr().String() }},
+		{refusedName, func(r *claim.Record) string { return r.Name }},
+		{refusedEndpoint, func(r *claim.Record) string { return r.Endpoint.Addr().String() }},
 	} {
-		winners := map[string]*record{}
+		winners := map[string]*claim.Record{}
 		for _, r := range alive {
 			if w := winners[key.of(r)]; w == nil || senior(r, w) {
 				winners[key.of(r)] = r
@@ -147,7 +129,7 @@ func conflicts(alive []*record) map[nodeID]conflict {
 		}
 		for _, r := range alive {
 			if w := winners[key.of(r)]; w != r {
-				found[r.id] = conflict{key.reason, r, w}
+				found[r.ID] = conflict{key.reason, r, w}
 			}
 		}
 	}
@@ -155,11 +137,11 @@ func conflicts(alive []*record) map[nodeID]conflict {
 }
 
 // senior says whether a has the better right to a name or an address.
-func senior(a, b *record) bool {
-	ca, aok := a.confirmedClaim()
-	cb, bok := b.confirmedClaim()
+func senior(a, b *claim.Record) bool {
+	ca, aok := a.ConfirmedClaim()
+	cb, bok := b.ConfirmedClaim()
 	if aok != bok {
 		return aok
 	}
-	return cmp.Or(cmp.Compare(cb.tenure, ca.tenure), a.id.compare(b.id)) < 0
+	return cmp.Or(cmp.Compare(cb.Tenure, ca.Tenure), a.ID.Compare(b.ID)) < 0
 }

@@ -13,14 +13,14 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/tulle-net/tulle/control/claim"
 )
 
 // Timing. A dead node is noticed by the first probe that it does not answer (some 500 ms, whoever sends it), and declared
 // dead when it does not refute within suspicion: 6 x 500 ms up to about 10 nodes.
 const (
-	gossipInterval   = 200 * time.Millisecond
 	probeInterval    = 500 * time.Millisecond
-	probeTimeout     = 300 * time.Millisecond
 	suspicionMult    = 6
 	suspicionMaxMult = 2                // without others who confirm
 	pushPullInterval = 10 * time.Second // for the records of dead nodes, which no member gossips
@@ -29,10 +29,10 @@ const (
 
 // label keeps networks apart that share an underlay. It is no secret. In a dual-stack network it holds all that an IPv6
 // subnet follows from.
-func label(p pools) string {
-	text := fmt.Sprintf("tulle %s /%d", p.claimed.network, p.claimed.bits)
-	if p.dual() {
-		text += fmt.Sprintf(" from %s, %s /%d from %s to %s", p.claimed.min, p.paired.network, p.paired.bits, p.paired.min, p.paired.max)
+func label(p claim.Pools) string {
+	text := fmt.Sprintf("tulle %s /%d", p.Claimed.Network, p.Claimed.Bits)
+	if p.Dual() {
+		text += fmt.Sprintf(" from %s, %s /%d from %s to %s", p.Claimed.Min, p.Paired.Network, p.Paired.Bits, p.Paired.Min, p.Paired.Max)
 	}
 	sum := sha256.Sum256([]byte(text))
 	return "tulle-" + hex.EncodeToString(sum[:8])
@@ -51,12 +51,12 @@ func (s *Store) openMembers(ctx context.Context) (*memberlist.Memberlist, error)
 	c := memberlist.DefaultLANConfig()
 	s.transport = &transport{inner, ctx, &net.TCPAddr{IP: at.Addr().AsSlice()}}
 	c.Transport = s.transport
-	c.Name = memberName(s.id, s.disk.BootEpoch)
+	c.Name = claim.MemberName(s.id, s.disk.BootEpoch)
 	c.Label = label(s.pools)
 	c.SecretKey = s.config.Key
 	c.BindAddr, c.BindPort = at.Addr().String(), int(at.Port())
 	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort
-	c.GossipInterval, c.ProbeInterval, c.ProbeTimeout = gossipInterval, probeInterval, probeTimeout
+	c.GossipInterval, c.ProbeInterval, c.ProbeTimeout = claim.GossipInterval, probeInterval, claim.ProbeTimeout
 	c.SuspicionMult, c.SuspicionMaxTimeoutMult = suspicionMult, suspicionMaxMult
 	c.PushPullInterval, c.TCPTimeout = pushPullInterval, streamTimeout
 	c.EnableCompression = false // of what is carried, most is signatures
@@ -115,7 +115,7 @@ type delegate struct{ *Store }
 func (d *delegate) NodeMeta(int) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.self.raw
+	return d.self.Raw
 }
 
 // NotifyMsg takes a record that a node sent directly.
@@ -131,15 +131,15 @@ func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
 func (d *delegate) LocalState(bool) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	all := make([]*record, 0, len(d.known))
+	all := make([]*claim.Record, 0, len(d.known))
 	for _, r := range d.known {
 		all = append(all, r)
 	}
-	return encodeState(all)
+	return claim.EncodeState(all)
 }
 
 func (d *delegate) MergeRemoteState(b []byte, _ bool) {
-	raws, err := decodeState(b)
+	raws, err := claim.DecodeState(b)
 	if err != nil {
 		d.refuse(refusedSignature, "a node sent "+err.Error())
 	}
@@ -149,10 +149,10 @@ func (d *delegate) MergeRemoteState(b []byte, _ bool) {
 }
 
 // mine says whether a record is of this node's identity.
-func (d *delegate) mine(r *record) bool {
+func (d *delegate) mine(r *claim.Record) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return r.id == d.id
+	return r.ID == d.id
 }
 
 // NotifyAlive refuses members that are not what their record says.
@@ -163,13 +163,13 @@ func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 	switch {
 	case r == nil:
 		return errors.New("its record is refused")
-	case n.Name != r.member():
+	case n.Name != r.Member():
 		d.refuse(refusedSignature, fmt.Sprintf("%s: the record of %s under the name %.64q", where, r, n.Name))
 		return errors.New("its record is another node's")
-	case r.endpoint != netip.AddrPortFrom(at.Unmap(), n.Port):
-		d.refuse(refusedEndpoint, fmt.Sprintf("%s: its record says %s", where, r.endpoint))
+	case r.Endpoint != netip.AddrPortFrom(at.Unmap(), n.Port):
+		d.refuse(refusedEndpoint, fmt.Sprintf("%s: its record says %s", where, r.Endpoint))
 		return errors.New("its record is of another endpoint")
-	case d.mine(r) && r.endpoint != d.endpoint:
+	case d.mine(r) && r.Endpoint != d.endpoint:
 		d.meet(r)
 	}
 	return nil
@@ -181,8 +181,8 @@ func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.event(n, (*lives).joined
 
 func (d *delegate) NotifyLeave(n *memberlist.Node) { d.event(n, (*lives).left) }
 
-func (d *delegate) event(n *memberlist.Node, apply func(*lives, nodeID, uint64, time.Duration)) {
-	id, epoch, ok := parseMember(n.Name)
+func (d *delegate) event(n *memberlist.Node, apply func(*lives, claim.NodeID, uint64, time.Duration)) {
+	id, epoch, ok := claim.ParseMember(n.Name)
 	if !ok {
 		return
 	}
@@ -196,7 +196,7 @@ func (d *delegate) event(n *memberlist.Node, apply func(*lives, nodeID, uint64, 
 func (d *delegate) AckPayload() []byte { return nil }
 
 func (d *delegate) NotifyPingComplete(n *memberlist.Node, _ time.Duration, _ []byte) {
-	id, _, ok := parseMember(n.Name)
+	id, _, ok := claim.ParseMember(n.Name)
 	if !ok {
 		return
 	}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math"
 	"slices"
+
+	"github.com/tulle-net/tulle/control/claim"
 )
 
 // Rumors spread new records beside memberlist's own queue, which loses messages: after it has run empty it gives out its
@@ -12,7 +14,7 @@ import (
 //
 // Not safe for concurrent use. The zero value is ready.
 type rumors struct {
-	of map[nodeID]*rumor
+	of map[claim.NodeID]*rumor
 }
 
 // A rumor is a record to be sent some more times.
@@ -26,11 +28,11 @@ type rumor struct {
 const rumorMult = 4
 
 // spread passes a record on, in place of an older one of its node.
-func (r *rumors) spread(rec *record, nodes int) {
+func (r *rumors) spread(rec *claim.Record, nodes int) {
 	if r.of == nil {
-		r.of = map[nodeID]*rumor{}
+		r.of = map[claim.NodeID]*rumor{}
 	}
-	r.of[rec.id] = &rumor{rec.raw, rumorMult * int(math.Ceil(math.Log10(float64(nodes+1))))}
+	r.of[rec.ID] = &rumor{rec.Raw, rumorMult * int(math.Ceil(math.Log10(float64(nodes+1))))}
 }
 
 // take returns what to send in one packet of limit bytes, with overhead bytes for each message: those that were sent least
@@ -39,11 +41,11 @@ func (r *rumors) take(overhead, limit int) [][]byte {
 	if len(r.of) == 0 {
 		return nil
 	}
-	ids := make([]nodeID, 0, len(r.of))
+	ids := make([]claim.NodeID, 0, len(r.of))
 	for id := range r.of {
 		ids = append(ids, id)
 	}
-	slices.SortFunc(ids, func(a, b nodeID) int { return cmp.Compare(r.of[b].left, r.of[a].left) })
+	slices.SortFunc(ids, func(a, b claim.NodeID) int { return cmp.Compare(r.of[b].left, r.of[a].left) })
 	var messages [][]byte
 	for _, id := range ids {
 		next := r.of[id]

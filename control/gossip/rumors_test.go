@@ -3,11 +3,13 @@ package gossip
 import (
 	"math/rand/v2"
 	"testing"
+
+	"github.com/tulle-net/tulle/control/claim"
 )
 
-func rumorOf(n byte, length int) *record {
-	r := &record{raw: make([]byte, length)}
-	r.id[0], r.raw[0] = n, n
+func rumorOf(n byte, length int) *claim.Record {
+	r := &claim.Record{Raw: make([]byte, length)}
+	r.ID[0], r.Raw[0] = n, n
 	return r
 }
 
@@ -24,7 +26,7 @@ func TestRumorsReachAll(t *testing.T) {
 		if old, ok := heard[at][raw[0]]; !ok || old < raw[1] {
 			heard[at][raw[0]] = raw[1]
 			r := rumorOf(raw[0], len(raw))
-			r.raw = raw
+			r.Raw = raw
 			told[at].spread(r, nodes)
 		}
 	}
@@ -35,8 +37,8 @@ func TestRumorsReachAll(t *testing.T) {
 		for i := range nodes {
 			if round < 2 {
 				r := rumorOf(byte(i), 250)
-				r.raw[1] = byte(round + 1)
-				hear(i, r.raw)
+				r.Raw[1] = byte(round + 1)
+				hear(i, r.Raw)
 			}
 			for range fanout {
 				to := (i + 1 + rng.IntN(nodes-1)) % nodes // not itself

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/tulle-net/tulle/control/claim"
 )
 
 const (
@@ -38,15 +40,8 @@ func (s *Store) Run(ctx context.Context, update func(View)) error {
 	}
 }
 
-// A rebirth is why and how a node starts again under another name.
-type rebirth struct {
-	reason string
-	fresh  bool    // with a new identity
-	above  *record // valid iff not fresh: the record that the others hold of this node
-}
-
 // session runs one boot until ctx ends, or until the node has to start again.
-func (s *Store) session(ctx context.Context, update func(View)) (*rebirth, error) {
+func (s *Store) session(ctx context.Context, update func(View)) (*claim.Rebirth, error) {
 	joinCtx, stop := context.WithCancel(ctx)
 	var joins sync.WaitGroup
 	joins.Go(func() { s.rejoin(joinCtx) })
@@ -91,28 +86,28 @@ func (s *Store) session(ctx context.Context, update func(View)) (*rebirth, error
 func (s *Store) due(now, last time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	due := s.dirty || now-last >= idleTurn || s.claimer.claim.state == tentative && s.claimer.claim.block.IsValid()
+	due := s.dirty || now-last >= idleTurn || s.claimer.Claim.State == claim.Tentative && s.claimer.Claim.Block.IsValid()
 	s.dirty = false
 	return due
 }
 
 // turn lets the claimer decide, and makes its decision known: on disk first, then to the others.
 func (s *Store) turn(now time.Duration) error {
-	before := s.claimer.lost
+	before := s.claimer.Lost
 	situation := s.situation(now)
-	if s.claimer.turn(situation) {
-		if s.keep(s.claimer.claim); s.diskErr == nil {
-			s.claimer.confirm(now)
+	if s.claimer.Turn(situation) {
+		if s.keep(s.claimer.Claim); s.diskErr == nil {
+			s.claimer.Confirm(now)
 		}
 	}
-	if s.claimer.lost != before {
-		s.config.Log.Warn("gossip: withdrew this node's subnet: it is another's", "times", s.claimer.lost)
+	if s.claimer.Lost != before {
+		s.config.Log.Warn("gossip: withdrew this node's subnet: it is another's", "times", s.claimer.Lost)
 	}
-	if !s.claimer.claim.block.IsValid() && len(s.disk.Claims) > 0 {
+	if !s.claimer.Claim.Block.IsValid() && len(s.disk.Claims) > 0 {
 		s.disk.Claims = nil
 		s.save()
 	}
-	if !s.claimer.stale(situation) {
+	if !s.claimer.Stale(situation) {
 		return nil
 	}
 	if err := s.renew(0); err != nil {
@@ -123,37 +118,37 @@ func (s *Store) turn(now time.Duration) error {
 }
 
 // situation copies what the claimer has to know.
-func (s *Store) situation(now time.Duration) situation {
+func (s *Store) situation(now time.Duration) claim.Situation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lives.judge(s.known, s.id, now)
-	out := situation{now: now, self: s.self, ready: s.joined, members: 1, dead: map[nodeID]bool{}}
-	var alive []*record
+	out := claim.Situation{Now: now, Self: s.self, Ready: s.joined, Members: 1, Dead: map[claim.NodeID]bool{}}
+	var alive []*claim.Record
 	for _, r := range s.known {
 		switch {
 		case r == s.self:
 			alive = append(alive, r)
 		case s.lives.alive(r):
 			alive = append(alive, r)
-			out.members++
+			out.Members++
 		default:
-			out.dead[r.id] = true
+			out.Dead[r.ID] = true
 		}
 	}
-	if out.barred = s.settle(alive); out.barred != "" && s.claimer.problem == "" {
-		s.config.Log.Warn("gossip: refused by the others", "reason", out.barred)
+	if out.Barred = s.settle(alive); out.Barred != "" && s.claimer.Problem == "" {
+		s.config.Log.Warn("gossip: refused by the others", "reason", out.Barred)
 	}
 	others := maps.Clone(s.known)
 	delete(others, s.id)
-	out.others = slices.Collect(holdings(s.pools, maps.Values(others)))
+	out.Others = slices.Collect(claim.Holdings(s.pools, maps.Values(others)))
 	if s.config.Reserved != nil {
-		out.reserved = s.config.Reserved()
+		out.Reserved = s.config.Reserved()
 	}
 	return out
 }
 
 // settle finds the nodes that are refused although they are alive, counts the new ones, and says why this node is one.
-func (s *Store) settle(alive []*record) (barred string) {
+func (s *Store) settle(alive []*claim.Record) (barred string) {
 	before := s.conflicts
 	s.conflicts = conflicts(alive)
 	for id, c := range s.conflicts {
@@ -168,14 +163,14 @@ func (s *Store) settle(alive []*record) (barred string) {
 }
 
 // keep writes the claim to disk as confirmed.
-func (s *Store) keep(c claim) {
+func (s *Store) keep(c claim.Claim) {
 	s.disk.Claims = []diskClaim{toDisk(c)}
 	s.save()
 }
 
 // saveNews saves when enough has changed since the last time to be worth a write.
 func (s *Store) saveNews() {
-	age, grown := s.claimer.age(s.now()), time.Duration(0)
+	age, grown := s.claimer.Age(s.now()), time.Duration(0)
 	if age > 0 && len(s.disk.Claims) > 0 {
 		grown = age - time.Duration(s.disk.Claims[0].TenureMS)*time.Millisecond
 	}
@@ -188,8 +183,8 @@ func (s *Store) saveNews() {
 
 // save writes the state with what is known now. A failure is a problem, not an end.
 func (s *Store) save() {
-	if c := s.claimer.claim; c.state == confirmed && len(s.disk.Claims) > 0 {
-		c.tenure = s.claimer.age(s.now())
+	if c := s.claimer.Claim; c.State == claim.Confirmed && len(s.disk.Claims) > 0 {
+		c.Tenure = s.claimer.Age(s.now())
 		s.disk.Claims[0] = toDisk(c)
 	}
 	if live := s.liveEndpoints(); len(live) > 0 {
@@ -203,8 +198,8 @@ func (s *Store) liveEndpoints() []netip.AddrPort {
 	defer s.mu.Unlock()
 	var live []netip.AddrPort
 	for _, r := range s.known {
-		if r.id != s.id && s.lives.alive(r) {
-			live = append(live, r.endpoint)
+		if r.ID != s.id && s.lives.alive(r) {
+			live = append(live, r.Endpoint)
 		}
 	}
 	slices.SortFunc(live, func(a, b netip.AddrPort) int {
@@ -215,20 +210,20 @@ func (s *Store) liveEndpoints() []netip.AddrPort {
 
 // weightOf makes the choice of the endpoints that are kept stable, and another one on each node.
 func (s *Store) weightOf(at netip.AddrPort) uint64 {
-	return weight(s.id, netip.PrefixFrom(at.Addr(), at.Addr().BitLen()))
+	return claim.Weight(s.id, netip.PrefixFrom(at.Addr(), at.Addr().BitLen()))
 }
 
 // leave says goodbye: the record that says so directly to every member, so that routes go at once, then by gossip, then
 // memberlist's own.
 func (s *Store) leave() {
 	s.save()
-	s.claimer.claim.tenure = s.claimer.age(s.now())
-	if err := s.renew(flagLeaving); err != nil {
+	s.claimer.Claim.Tenure = s.claimer.Age(s.now())
+	if err := s.renew(claim.FlagLeaving); err != nil {
 		s.config.Log.Warn("gossip: leave", "err", err)
 	}
 	for _, m := range s.list.Members() {
-		if m.Name != memberName(s.id, s.disk.BootEpoch) {
-			_ = s.list.SendBestEffort(m, s.self.raw)
+		if m.Name != claim.MemberName(s.id, s.disk.BootEpoch) {
+			_ = s.list.SendBestEffort(m, s.self.Raw)
 		}
 	}
 	if err := errors.Join(s.list.UpdateNode(leaveTimeout), s.list.Leave(leaveTimeout)); err != nil {
@@ -237,15 +232,15 @@ func (s *Store) leave() {
 }
 
 // reboot starts again under another name: as a new node, or as the same above everything that is known of it.
-func (s *Store) reboot(next *rebirth) error {
-	s.config.Log.Warn("gossip: the node starts again", "reason", next.reason, "newIdentity", next.fresh)
-	if next.fresh {
+func (s *Store) reboot(next *claim.Rebirth) error {
+	s.config.Log.Warn("gossip: the node starts again", "reason", next.Reason, "newIdentity", next.Fresh)
+	if next.Fresh {
 		s.leave() // tells the rightful holder that the identity is free
 	}
 	if err := s.shutdown(); err != nil {
 		return fmt.Errorf("gossip: %w", err)
 	}
-	if next.fresh {
+	if next.Fresh {
 		key, err := newIdentity(s.config.StateDir)
 		if err != nil {
 			return err
@@ -253,8 +248,8 @@ func (s *Store) reboot(next *rebirth) error {
 		s.key = key
 		return s.boot(0)
 	}
-	if c, ok := next.above.confirmedClaim(); ok && len(s.disk.Claims) == 0 {
-		s.keep(claim{c.block, c.fence, c.tenure, confirmed})
+	if c, ok := next.Above.ConfirmedClaim(); ok && len(s.disk.Claims) == 0 {
+		s.keep(c)
 	}
-	return s.boot(next.above.epoch)
+	return s.boot(next.Above.Epoch)
 }

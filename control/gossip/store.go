@@ -34,6 +34,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/claim"
 )
 
 // A Config says who this node is and where it finds the others. The zero value does not work.
@@ -61,14 +62,14 @@ type Config struct {
 // A Store is one node's part in the gossip. Open makes it, Run runs it once; only View may be called beside Run.
 type Store struct {
 	config   Config
-	pools    pools
+	pools    claim.Pools
 	endpoint netip.AddrPort
 	started  time.Time // of the monotonic clock
 
 	// Run's goroutine alone (and Open before it).
 	key       ed25519.PrivateKey
 	disk      diskState
-	claimer   claimer
+	claimer   claim.Claimer
 	list      *memberlist.Memberlist // nil between two boots
 	stop      context.CancelFunc     // of the list's dials
 	transport *transport             // of the list
@@ -76,10 +77,10 @@ type Store struct {
 
 	wake chan struct{} // room for one
 
-	mu           sync.Mutex // guards what follows; never held while calling memberlist
-	id           nodeID     // written by Run's goroutine only
-	self         *record    // the newest own record, also in known
-	known        records
+	mu           sync.Mutex    // guards what follows; never held while calling memberlist
+	id           claim.NodeID  // written by Run's goroutine only
+	self         *claim.Record // the newest own record, also in known
+	known        claim.Records
 	lives        lives
 	rumors       rumors
 	refusals     refusals
@@ -87,8 +88,8 @@ type Store struct {
 	joinProblems map[netip.AddrPort]joinProblem
 	seedProblems map[string]string
 	kept         []netip.AddrPort // endpoints from disk
-	twins        twins
-	conflicts    map[nodeID]conflict // live nodes that are refused, as of the last turn
+	twins        claim.Twins
+	conflicts    map[claim.NodeID]conflict // live nodes that are refused, as of the last turn
 	dirty        bool
 	view         View
 }
@@ -116,7 +117,7 @@ func newStore(c Config) (*Store, error) {
 	if c.BindPort == 0 {
 		c.BindPort = defaultPort
 	}
-	p, err := newPools(c)
+	p, err := poolsOf(c)
 	if err != nil {
 		return nil, err
 	}
@@ -142,26 +143,33 @@ func newStore(c Config) (*Store, error) {
 	}, nil
 }
 
+func poolsOf(c Config) (claim.Pools, error) {
+	return claim.NewPools(
+		claim.Pool{Network: c.Network, Bits: c.SubnetLen, Min: c.SubnetMin, Max: c.SubnetMax},
+		claim.Pool{Network: c.IPv6Network, Bits: c.IPv6SubnetLen, Min: c.IPv6SubnetMin, Max: c.IPv6SubnetMax},
+	)
+}
+
 // checkGiven checks the subnets that are given instead of claimed.
-func checkGiven(p pools, self control.Node) error {
+func checkGiven(p claim.Pools, self control.Node) error {
 	for _, given := range []netip.Prefix{self.Subnet, self.IPv6Subnet} {
-		if longest := given.Addr().BitLen() - 2; given.IsValid() && (given != given.Masked() || !p.contain(given) || given.Bits() > longest) {
+		if longest := given.Addr().BitLen() - 2; given.IsValid() && (given != given.Masked() || !p.Contain(given) || given.Bits() > longest) {
 			return fmt.Errorf("--subnet %s: a masked prefix of /%d or shorter inside %s is needed", given, longest, p)
 		}
 	}
 	switch {
-	case !p.dual():
+	case !p.Dual():
 	case self.IPv6Subnet.IsValid() && !self.Subnet.IsValid():
 		return fmt.Errorf("--subnet %s: the IPv4 subnet is missing: the IPv6 one goes with it", self.IPv6Subnet)
-	case self.Subnet.IsValid() && !self.IPv6Subnet.IsValid() && !p.claimed.has(self.Subnet):
-		return fmt.Errorf("--subnet %s: it is none of the %s, so that no IPv6 subnet goes with it: give both, such as --subnet %[1]s,%[3]s", self.Subnet, p.claimed, p.paired.block(0))
+	case self.Subnet.IsValid() && !self.IPv6Subnet.IsValid() && !p.Claimed.Has(self.Subnet):
+		return fmt.Errorf("--subnet %s: it is none of the %s, so that no IPv6 subnet goes with it: give both, such as --subnet %[1]s,%[3]s", self.Subnet, p.Claimed, p.Paired.Block(0))
 	}
 	return nil
 }
 
 // boot counts a boot, above the epoch least, and starts to speak: in this order.
 func (s *Store) boot(least uint64) error {
-	id := idOf(s.key.Public().(ed25519.PublicKey))
+	id := claim.IDOf(s.key.Public().(ed25519.PublicKey))
 	disk, err := loadState(s.config.StateDir, id)
 	if err != nil {
 		return err
@@ -173,16 +181,16 @@ func (s *Store) boot(least uint64) error {
 	}
 	s.disk = disk
 	s.mu.Lock()
-	s.id, s.self, s.known, s.twins = id, nil, records{}, twins{}
+	s.id, s.self, s.known, s.twins = id, nil, claim.Records{}, claim.Twins{}
 	s.conflicts = nil
-	s.lives = lives{of: map[nodeID]*life{}, lastAck: s.now()}
+	s.lives = lives{of: map[claim.NodeID]*life{}, lastAck: s.now()}
 	s.joined, s.kept = false, disk.Endpoints
 	s.mu.Unlock()
-	s.claimer = claimer{id: id, pools: s.pools, given: s.config.Self.Subnet, lost: s.claimer.lost}
-	if s.pools.dual() {
-		s.claimer.given6 = s.config.Self.IPv6Subnet
+	s.claimer = claim.Claimer{ID: id, Pools: s.pools, Given: s.config.Self.Subnet, Lost: s.claimer.Lost}
+	if s.pools.Dual() {
+		s.claimer.Given6 = s.config.Self.IPv6Subnet
 	} else if s.endpoint.Addr().Is6() {
-		s.claimer.given = s.config.Self.IPv6Subnet
+		s.claimer.Given = s.config.Self.IPv6Subnet
 	}
 	s.adoptKept()
 	if err := s.renew(0); err != nil {
@@ -202,8 +210,8 @@ func (s *Store) boot(least uint64) error {
 func (s *Store) adoptKept() {
 	for _, d := range s.disk.Claims {
 		kept, err := d.claim()
-		if err == nil && s.claimer.fits(kept) {
-			s.claimer.adopt(kept, s.now())
+		if err == nil && s.claimer.Fits(kept) {
+			s.claimer.Adopt(kept, s.now())
 			return
 		}
 		s.config.Log.Warn("gossip: the kept subnet is not one that this node may have now: it claims anew", "subnet", d.Block)
@@ -219,18 +227,18 @@ func newNonce() uint64 {
 // renew makes the next own record. Others get it with announce.
 func (s *Store) renew(flags uint64) error {
 	c := s.config.Self
-	r := &record{
-		epoch: s.disk.BootEpoch, nonce: s.disk.Nonce, seq: s.disk.Seq + 1, flags: flags,
-		name: c.Name, endpoint: s.endpoint, backend: c.BackendType, vni: c.VNI, tunnelPort: s.config.TunnelPort, vtep: c.VTEP,
-		claims: s.claimer.claims(),
+	r := &claim.Record{
+		Epoch: s.disk.BootEpoch, Nonce: s.disk.Nonce, Seq: s.disk.Seq + 1, Flags: flags,
+		Name: c.Name, Endpoint: s.endpoint, Backend: c.BackendType, VNI: c.VNI, TunnelPort: s.config.TunnelPort, VTEP: c.VTEP,
+		Claims: s.claimer.Claims(),
 	}
-	if s.pools.dual() {
-		r.addrs = []netip.Addr{c.PublicIPv6}
+	if s.pools.Dual() {
+		r.Addrs = []netip.Addr{c.PublicIPv6}
 	}
-	if err := r.sign(s.key); err != nil {
+	if err := r.Sign(s.key); err != nil {
 		return fmt.Errorf("gossip: %w", err)
 	}
-	s.disk.Seq = r.seq
+	s.disk.Seq = r.Seq
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.self = r
@@ -248,7 +256,7 @@ func (s *Store) announce() {
 }
 
 // hear takes a record that came by gossip and passes it on if it is news.
-func (s *Store) hear(raw []byte, where string) *record {
+func (s *Store) hear(raw []byte, where string) *claim.Record {
 	old := s.knownAs(raw)
 	r := s.take(raw, where)
 	if r == nil || r == old {
@@ -256,7 +264,7 @@ func (s *Store) hear(raw []byte, where string) *record {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.known[r.id] == r {
+	if s.known[r.ID] == r {
 		s.rumors.spread(r, len(s.known))
 	}
 	return r
@@ -296,26 +304,26 @@ func (s *Store) refuse(reason, words string) {
 
 // take verifies a record from the network and merges it. It returns nil for one that is refused; where says in words
 // who sent it.
-func (s *Store) take(raw []byte, where string) *record {
+func (s *Store) take(raw []byte, where string) *claim.Record {
 	if r := s.knownAs(raw); r != nil {
 		return r
 	}
-	r, err := openRecord(raw)
+	r, err := claim.OpenRecord(raw)
 	if err != nil {
 		s.refuse(refusedSignature, fmt.Sprintf("%s: %v", where, err))
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.id == s.id {
-		s.twins.heard(r, s.self)
+	if r.ID == s.id {
+		s.twins.Heard(r, s.self)
 		return r
 	}
-	if _, ok := s.known[r.id]; !ok && len(s.known) >= maxRecords {
-		s.refusals.add(refusedLimit, fmt.Sprintf("%s: %s: %d nodes are known already", where, r, maxRecords), s.now())
+	if _, ok := s.known[r.ID]; !ok && len(s.known) >= claim.MaxRecords {
+		s.refusals.add(refusedLimit, fmt.Sprintf("%s: %s: %d nodes are known already", where, r, claim.MaxRecords), s.now())
 		return nil
 	}
-	if s.known.merge(r) {
+	if s.known.Merge(r) {
 		s.dirty = true
 		s.poke()
 	}
@@ -323,14 +331,14 @@ func (s *Store) take(raw []byte, where string) *record {
 }
 
 // knownAs returns the record of which raw is the encoding, if it is in the map: it is verified already.
-func (s *Store) knownAs(raw []byte) *record {
+func (s *Store) knownAs(raw []byte) *claim.Record {
 	if len(raw) < 1+ed25519.PublicKeySize {
 		return nil
 	}
-	id := idOf(raw[1 : 1+ed25519.PublicKeySize])
+	id := claim.IDOf(raw[1 : 1+ed25519.PublicKeySize])
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.known[id]; r != nil && string(r.raw) == string(raw) {
+	if r := s.known[id]; r != nil && string(r.Raw) == string(raw) {
 		return r
 	}
 	return nil

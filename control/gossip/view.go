@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/claim"
 )
 
 // A View is everything that this node knows of the network. It is not changed after it was handed over.
@@ -35,7 +36,7 @@ type Peer struct {
 	LastSeen     time.Time // by this node, with a monotonic reading; zero: never
 	Reason       string    // why not routable, or why in spite of its state; else ""
 
-	id nodeID
+	id claim.NodeID
 }
 
 // Peer states.
@@ -64,10 +65,10 @@ func (s *Store) look(now time.Duration) (View, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v := View{
-		NodeID: s.id.String(), Self: s.config.Self, Members: 1, Withdrawn: s.claimer.lost,
+		NodeID: s.id.String(), Self: s.config.Self, Members: 1, Withdrawn: s.claimer.Lost,
 		Refused: map[string]uint64{}, LastRefused: map[string]string{},
 	}
-	v.Self.Subnet, v.Self.IPv6Subnet = s.pools.subnets(&record{claims: s.claimer.claims()})
+	v.Self.Subnet, v.Self.IPv6Subnet = s.pools.Subnets(&claim.Record{Claims: s.claimer.Claims()})
 	v.Peers = s.peers()
 	for _, p := range v.Peers {
 		if p.State == Alive {
@@ -93,13 +94,13 @@ func sameView(a, b View) bool {
 }
 
 func (s *Store) peers() []Peer {
-	var alive []*record
+	var alive []*claim.Record
 	for _, r := range s.known {
 		if r == s.self || s.lives.alive(r) {
 			alive = append(alive, r)
 		}
 	}
-	claims := newIndex(holdings(s.pools, maps.Values(s.known)))
+	claims := claim.NewIndex(claim.Holdings(s.pools, maps.Values(s.known)))
 	var peers []Peer
 	for _, r := range s.known {
 		if r != s.self {
@@ -112,25 +113,25 @@ func (s *Store) peers() []Peer {
 	return peers
 }
 
-func (s *Store) peer(r *record, alive []*record, claims *index) Peer {
+func (s *Store) peer(r *claim.Record, alive []*claim.Record, claims *claim.Index) Peer {
 	p := Peer{
-		Node:   r.node(),
-		NodeID: r.id.String(), Endpoint: r.endpoint, TunnelPort: r.tunnelPort, State: Dead, id: r.id,
+		Node:   nodeOf(r),
+		NodeID: r.ID.String(), Endpoint: r.Endpoint, TunnelPort: r.TunnelPort, State: Dead, id: r.ID,
 	}
-	p.Subnet, p.IPv6Subnet = s.pools.subnets(r)
-	known := s.lives.of[r.id]
+	p.Subnet, p.IPv6Subnet = s.pools.Subnets(r)
+	known := s.lives.of[r.ID]
 	if known != nil {
 		p.LastSeen = known.seen
 	}
 	switch {
-	case r.leaving():
+	case r.Leaving():
 		p.State, p.Reason = Left, "it left"
 	case s.lives.alive(r), s.lives.again(r):
 		p.State, p.Reason = Alive, s.unusable(r, p, claims)
 		p.Routable = p.Reason == ""
 	case known == nil:
 		p.Reason = "not seen alive since this node started"
-	case !known.kept || known.epoch != r.epoch:
+	case !known.kept || known.epoch != r.Epoch:
 		p.Reason = "it does not answer"
 	default:
 		p.Reason = s.unusable(r, p, claims)
@@ -145,8 +146,8 @@ func (s *Store) peer(r *record, alive []*record, claims *index) Peer {
 }
 
 // unusable says why a node that is there gets no traffic, "" when it does.
-func (s *Store) unusable(r *record, p Peer, claims *index) string {
-	if c, ok := s.conflicts[r.id]; ok {
+func (s *Store) unusable(r *claim.Record, p Peer, claims *claim.Index) string {
+	if c, ok := s.conflicts[r.ID]; ok {
 		return "refused: " + c.String()
 	}
 	if !p.HasSubnet() {
@@ -156,23 +157,23 @@ func (s *Store) unusable(r *record, p Peer, claims *index) string {
 		if !block.IsValid() {
 			continue
 		}
-		if !s.pools.contain(block) {
+		if !s.pools.Contain(block) {
 			return fmt.Sprintf("its subnet %s is not in the network %s", block, s.pools)
 		}
-		if best := owner(block, claims.overlapping(block)); best.of != r {
-			return fmt.Sprintf("its subnet %s is %s's", block, best.of)
+		if best := claim.Owner(block, claims.Overlapping(block)); best.Of != r {
+			return fmt.Sprintf("its subnet %s is %s's", block, best.Of)
 		}
 	}
-	if r.tunnelPort != s.config.TunnelPort {
-		return fmt.Sprintf("its tunnel is at UDP port %d, this node's at %d", r.tunnelPort, s.config.TunnelPort)
+	if r.TunnelPort != s.config.TunnelPort {
+		return fmt.Sprintf("its tunnel is at UDP port %d, this node's at %d", r.TunnelPort, s.config.TunnelPort)
 	}
 	return ""
 }
 
 // successor returns a live node with r's name or address.
-func successor(r *record, alive []*record) *record {
+func successor(r *claim.Record, alive []*claim.Record) *claim.Record {
 	for _, other := range alive {
-		if other.name == r.name || other.endpoint.Addr() == r.endpoint.Addr() {
+		if other.Name == r.Name || other.Endpoint.Addr() == r.Endpoint.Addr() {
 			return other
 		}
 	}
@@ -182,8 +183,8 @@ func successor(r *record, alive []*record) *record {
 // problems lists what somebody should look at.
 func (s *Store) problems(now time.Duration, alone bool) []string {
 	var found []string
-	if s.claimer.problem != "" {
-		found = append(found, s.claimer.problem)
+	if s.claimer.Problem != "" {
+		found = append(found, s.claimer.Problem)
 	}
 	if s.diskErr != nil {
 		found = append(found, s.diskErr.Error())
@@ -219,4 +220,18 @@ func (s *Store) refusalProblems(now time.Duration) (found []string) {
 	}
 	slices.Sort(found)
 	return found
+}
+
+// nodeOf returns what the record says of its node, without subnets.
+func nodeOf(r *claim.Record) control.Node {
+	n := control.Node{Name: r.Name, BackendType: r.Backend, VNI: r.VNI}
+	for _, a := range append([]netip.Addr{r.Endpoint.Addr()}, r.Addrs...) {
+		switch {
+		case a.Is4() && !n.PublicIP.IsValid():
+			n.PublicIP, n.VTEP = a, r.VTEP
+		case a.Is6() && !n.PublicIPv6.IsValid():
+			n.PublicIPv6, n.VTEPv6 = a, r.VTEP
+		}
+	}
+	return n
 }

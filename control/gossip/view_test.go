@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/claim"
 )
 
 // quietStore is a Store that neither speaks nor runs, with itself at 192.0.2.1.
@@ -21,21 +22,21 @@ func quietStore(t *testing.T) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.id = nodeID{250}
-	s.self = &record{id: s.id, name: "self", endpoint: s.endpoint}
-	s.known, s.lives = records{s.id: s.self}, lives{of: map[nodeID]*life{}}
+	s.id = claim.NodeID{250}
+	s.self = &claim.Record{ID: s.id, Name: "self", Endpoint: s.endpoint}
+	s.known, s.lives = claim.Records{s.id: s.self}, lives{of: map[claim.NodeID]*life{}}
 	return s
 }
 
 // add makes a live peer with a confirmed block of the given tenure known.
-func (s *Store) add(i int, block string, tenure time.Duration) *record {
-	r := &record{
-		id: nodeID{byte(i)}, name: fmt.Sprintf("n%d", i), tunnelPort: 8472,
-		endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 7946),
-		claims:   []claim{{block: netip.MustParsePrefix(block), tenure: tenure, state: confirmed}},
+func (s *Store) add(i int, block string, tenure time.Duration) *claim.Record {
+	r := &claim.Record{
+		ID: claim.NodeID{byte(i)}, Name: fmt.Sprintf("n%d", i), TunnelPort: 8472,
+		Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 7946),
+		Claims:   []claim.Claim{{Block: netip.MustParsePrefix(block), Tenure: tenure, State: claim.Confirmed}},
 	}
-	s.known[r.id] = r
-	s.lives.joined(r.id, 0, 0)
+	s.known[r.ID] = r
+	s.lives.joined(r.ID, 0, 0)
 	return r
 }
 
@@ -43,19 +44,19 @@ func TestWhoIsRoutable(t *testing.T) {
 	s := quietStore(t)
 	s.add(2, "10.244.2.0/24", time.Hour)
 	s.add(3, "10.244.2.128/25", time.Minute)
-	s.add(4, "10.244.4.0/24", time.Hour).tunnelPort = 4789
+	s.add(4, "10.244.4.0/24", time.Hour).TunnelPort = 4789
 	s.add(5, "10.99.5.0/24", time.Hour)
-	s.add(6, "10.244.6.0/24", time.Hour).claims[0].state = tentative
-	s.add(7, "10.244.7.0/24", time.Hour).flags = flagLeaving
-	s.lives.left(s.add(8, "10.244.8.0/24", time.Hour).id, 0, 1)
+	s.add(6, "10.244.6.0/24", time.Hour).Claims[0].State = claim.Tentative
+	s.add(7, "10.244.7.0/24", time.Hour).Flags = claim.FlagLeaving
+	s.lives.left(s.add(8, "10.244.8.0/24", time.Hour).ID, 0, 1)
 	kept := s.add(9, "10.244.9.0/24", time.Hour)
-	s.lives.left(kept.id, 0, 1)
-	s.lives.of[kept.id].kept, s.lives.lost, s.lives.all = true, 5, 9
+	s.lives.left(kept.ID, 0, 1)
+	s.lives.of[kept.ID].kept, s.lives.lost, s.lives.all = true, 5, 9
 	replaced := s.add(10, "10.244.10.0/24", time.Hour)
-	replaced.name = "n2"
-	s.lives.left(replaced.id, 0, 1)
-	s.lives.of[replaced.id].kept = true
-	want := map[nodeID]struct {
+	replaced.Name = "n2"
+	s.lives.left(replaced.ID, 0, 1)
+	s.lives.of[replaced.ID].kept = true
+	want := map[claim.NodeID]struct {
 		routable bool
 		state    string
 		subnet   string
@@ -86,7 +87,7 @@ func TestWhoIsRoutable(t *testing.T) {
 			t.Error("the peers are not sorted by name")
 		}
 	}
-	s.lives.acked(nodeID{2}, time.Hour)
+	s.lives.acked(claim.NodeID{2}, time.Hour)
 	if _, changed := s.look(0); changed {
 		t.Error("a sign of life alone is a change")
 	}
@@ -111,27 +112,27 @@ func TestComesBackWithoutAGap(t *testing.T) {
 			t.Errorf("%s: %+v", what, v.Peers)
 		}
 	}
-	boot := func(epoch uint64) *record {
+	boot := func(epoch uint64) *claim.Record {
 		r := *old
-		r.epoch = epoch
+		r.Epoch = epoch
 		return &r
 	}
-	s.known[old.id] = boot(1)
+	s.known[old.ID] = boot(1)
 	demand("its record is first", true)
-	s.lives.joined(old.id, 1, 1)
+	s.lives.joined(old.ID, 1, 1)
 	demand("then its membership", true)
-	s.lives.joined(old.id, 2, 2)
+	s.lives.joined(old.ID, 2, 2)
 	demand("its membership is first", true)
-	s.lives.left(old.id, 1, 3)
+	s.lives.left(old.ID, 1, 3)
 	demand("the boot before is found dead", true)
-	s.known[old.id] = boot(2)
+	s.known[old.ID] = boot(2)
 	demand("then its record", true)
-	s.known[old.id] = boot(3)
-	s.lives.left(old.id, 2, 4)
+	s.known[old.ID] = boot(3)
+	s.lives.left(old.ID, 2, 4)
 	demand("its record is there, and the boot before dead", false)
-	s.lives.joined(old.id, 3, 5)
-	s.known[old.id].flags = flagLeaving
-	s.lives.joined(old.id, 4, 6)
+	s.lives.joined(old.ID, 3, 5)
+	s.known[old.ID].Flags = claim.FlagLeaving
+	s.lives.joined(old.ID, 4, 6)
 	demand("it left and came back, and its record did not", false)
 }
 
@@ -141,10 +142,10 @@ func TestWhoIsRoutableInIPv6(t *testing.T) {
 	s.pools = dualPools(t)
 	s.add(2, "10.244.2.0/24", time.Hour)
 	given := s.add(3, "10.244.200.0/23", time.Minute)
-	given.claims = append(given.claims, claim{block: netip.MustParsePrefix("fd00:244:0:2::/63"), tenure: time.Minute, state: confirmed})
+	given.Claims = append(given.Claims, claim.Claim{Block: netip.MustParsePrefix("fd00:244:0:2::/63"), Tenure: time.Minute, State: claim.Confirmed})
 	outside := s.add(4, "10.244.4.0/24", time.Hour)
-	outside.claims = append(outside.claims, claim{block: netip.MustParsePrefix("fd00:9::/64"), tenure: time.Minute, state: confirmed})
-	s.add(5, "10.244.5.0/24", time.Hour).addrs = []netip.Addr{netip.MustParseAddr("2001:db8::5")}
+	outside.Claims = append(outside.Claims, claim.Claim{Block: netip.MustParsePrefix("fd00:9::/64"), Tenure: time.Minute, State: claim.Confirmed})
+	s.add(5, "10.244.5.0/24", time.Hour).Addrs = []netip.Addr{netip.MustParseAddr("2001:db8::5")}
 	v, _ := s.look(0)
 	for i, want := range [][2]string{
 		{"fd00:244:0:2::/64", ""}, {"fd00:244:0:2::/63", "its subnet fd00:244:0:2::/63 is n2 (192.0.2.2, id "},
@@ -164,11 +165,11 @@ func BenchmarkLook(b *testing.B) {
 	s := quietStore(&testing.T{})
 	for i := range 1000 {
 		r := s.add(i%250, "10.244.0.0/24", time.Hour)
-		delete(s.known, r.id)
-		r.id = nodeID{byte(i), byte(i >> 8), 1}
-		r.name, r.claims[0].block = fmt.Sprint("n", i), netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i >> 2), byte(i << 6)}), 26)
-		s.known[r.id] = r
-		s.lives.joined(r.id, 0, 0)
+		delete(s.known, r.ID)
+		r.ID = claim.NodeID{byte(i), byte(i >> 8), 1}
+		r.Name, r.Claims[0].Block = fmt.Sprint("n", i), netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i >> 2), byte(i << 6)}), 26)
+		s.known[r.ID] = r
+		s.lives.joined(r.ID, 0, 0)
 	}
 	for b.Loop() {
 		s.look(0)

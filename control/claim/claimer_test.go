@@ -1,4 +1,4 @@
-package gossip
+package claim
 
 import (
 	"fmt"
@@ -15,53 +15,53 @@ import (
 
 // A simNode is a claimer with its own map and no network: the test carries its records.
 type simNode struct {
-	claimer claimer
-	known   records
-	self    *record
+	claimer Claimer
+	known   Records
+	self    *Record
 	gains   int // confirmations
 }
 
-func newSimNode(i int, p pools) *simNode {
-	id := nodeID{byte(i + 1), byte(i * 37)}
-	n := &simNode{claimer: claimer{id: id, pools: p}, known: records{}, self: &record{id: id, name: fmt.Sprint("n", i), raw: []byte{}}}
-	n.known.merge(n.self)
+func newSimNode(i int, p Pools) *simNode {
+	id := NodeID{byte(i + 1), byte(i * 37)}
+	n := &simNode{claimer: Claimer{ID: id, Pools: p}, known: Records{}, self: &Record{ID: id, Name: fmt.Sprint("n", i), Raw: []byte{}}}
+	n.known.Merge(n.self)
 	return n
 }
 
-func (n *simNode) situation(now time.Duration, members int) situation {
+func (n *simNode) situation(now time.Duration, members int) Situation {
 	others := maps.Clone(n.known)
-	delete(others, n.self.id)
-	return situation{
-		now: now, self: n.self, others: slices.Collect(holdings(n.claimer.pools, maps.Values(others))), members: members, ready: true,
+	delete(others, n.self.ID)
+	return Situation{
+		Now: now, Self: n.self, Others: slices.Collect(Holdings(n.claimer.Pools, maps.Values(others))), Members: members, Ready: true,
 	}
 }
 
 // turn is Store.turn without disk and network.
 func (n *simNode) turn(now time.Duration, members int) {
 	s := n.situation(now, members)
-	if n.claimer.turn(s) {
-		n.claimer.confirm(now)
+	if n.claimer.Turn(s) {
+		n.claimer.Confirm(now)
 		n.gains++
 	}
-	if n.claimer.stale(s) {
+	if n.claimer.Stale(s) {
 		next := *n.self
-		next.seq++
-		next.claims = n.claimer.claims()
+		next.Seq++
+		next.Claims = n.claimer.Claims()
 		n.self = &next
-		n.known[next.id] = n.self
+		n.known[next.ID] = n.self
 	}
 }
 
 // collides says whether both nodes claim an address, of whichever family.
 func (n *simNode) collides(other *simNode) bool {
 	a, b := &n.claimer, &other.claimer
-	return a.claim.block.IsValid() && b.claim.block.IsValid() && (a.claim.block.Overlaps(b.claim.block) || a.paired().Overlaps(b.paired()))
+	return a.Claim.Block.IsValid() && b.Claim.Block.IsValid() && (a.Claim.Block.Overlaps(b.Claim.Block) || a.paired().Overlaps(b.paired()))
 }
 
 func (n *simNode) hear(other *simNode) {
 	for _, r := range other.known {
-		if r.id != n.self.id {
-			n.known.merge(r)
+		if r.ID != n.self.ID {
+			n.known.Merge(r)
 		}
 	}
 }
@@ -74,7 +74,7 @@ func TestClaimsConverge(t *testing.T) {
 		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
 		p := testPools("10.244.0.0", fmt.Sprintf("10.244.%d.0", 8+rng.IntN(4)), 24)
 		if rng.IntN(2) == 0 {
-			p.paired = all.paired
+			p.Paired = all.Paired
 		}
 		var nodes []*simNode
 		for i := range 2 + rng.IntN(6) {
@@ -94,8 +94,8 @@ func TestClaimsConverge(t *testing.T) {
 				}
 			}
 		}
-		if p.dual() && rng.IntN(2) == 0 { // one with given subnets that do not go with each other: it has block 0 and half of the pair of 1
-			nodes[0].claimer.given, nodes[0].claimer.given6 = p.claimed.block(0), netip.MustParsePrefix("fd00:244:0:1:8000::/65")
+		if p.Dual() && rng.IntN(2) == 0 { // one with given subnets that do not go with each other: it has block 0 and half of the pair of 1
+			nodes[0].claimer.Given, nodes[0].claimer.Given6 = p.Claimed.Block(0), netip.MustParsePrefix("fd00:244:0:1:8000::/65")
 		}
 		for range 1 + rng.IntN(3) {
 			cut := rng.Uint64()
@@ -108,16 +108,16 @@ func TestClaimsConverge(t *testing.T) {
 			step(func(int) int { return 0 }, 0)
 		}
 		for i, n := range nodes {
-			if n.claimer.claim.state != confirmed && (!n.claimer.given.IsValid() || n.claimer.problem == "") {
-				t.Fatalf("%s has no block: %+v", n.self.name, n.claimer)
+			if n.claimer.Claim.State != Confirmed && (!n.claimer.Given.IsValid() || n.claimer.Problem == "") {
+				t.Fatalf("%s has no block: %+v", n.self.Name, n.claimer)
 			}
 			for _, other := range nodes[:i] {
 				if n.collides(other) {
-					t.Fatalf("%s and %s both have %s", n.self.name, other.self.name, n.claimer.claim.block)
+					t.Fatalf("%s and %s both have %s", n.self.Name, other.self.Name, n.claimer.Claim.Block)
 				}
 			}
-			if had, ok := longest[n]; ok && n.claimer.claim.block != had {
-				t.Fatalf("%s had %s the longest and has %s now", n.self.name, had, n.claimer.claim.block)
+			if had, ok := longest[n]; ok && n.claimer.Claim.Block != had {
+				t.Fatalf("%s had %s the longest and has %s now", n.self.Name, had, n.claimer.Claim.Block)
 			}
 		}
 	})
@@ -130,11 +130,11 @@ const newsTravel = 3 * time.Second
 func longestOwners(nodes []*simNode, now time.Duration) map[*simNode]netip.Prefix {
 	owners := map[*simNode]netip.Prefix{}
 	for _, n := range nodes {
-		block, age := n.claimer.claim.block, n.claimer.age(now)
+		block, age := n.claimer.Claim.Block, n.claimer.Age(now)
 		close := slices.ContainsFunc(nodes, func(o *simNode) bool {
-			return o != n && o.claimer.claim.state == confirmed && o.collides(n) && o.claimer.age(now)+newsTravel > age
+			return o != n && o.claimer.Claim.State == Confirmed && o.collides(n) && o.claimer.Age(now)+newsTravel > age
 		})
-		if n.claimer.claim.state == confirmed && !close {
+		if n.claimer.Claim.State == Confirmed && !close {
 			owners[n] = block
 		}
 	}
@@ -146,7 +146,7 @@ func TestEqualTenuresAreDecided(t *testing.T) {
 	p := testPools("10.244.0.0", "10.244.1.0", 24)
 	a, b := newSimNode(1, p), newSimNode(2, p)
 	for _, n := range []*simNode{a, b} {
-		n.claimer.adopt(claim{block: netip.MustParsePrefix("10.244.0.0/24"), state: confirmed, tenure: time.Hour}, 0)
+		n.claimer.Adopt(Claim{Block: netip.MustParsePrefix("10.244.0.0/24"), State: Confirmed, Tenure: time.Hour}, 0)
 	}
 	for now := time.Duration(0); now < 8*time.Second; now += 700 * time.Millisecond {
 		a.hear(b)
@@ -154,7 +154,7 @@ func TestEqualTenuresAreDecided(t *testing.T) {
 		b.hear(a)
 		b.turn(now+350*time.Millisecond, 2)
 	}
-	if a.claimer.lost+b.claimer.lost != 1 || a.claimer.claim.block == b.claimer.claim.block || a.gains+b.gains != 1 {
+	if a.claimer.Lost+b.claimer.Lost != 1 || a.claimer.Claim.Block == b.claimer.Claim.Block || a.gains+b.gains != 1 {
 		t.Errorf("%+v\n%+v", a.claimer, b.claimer)
 	}
 }
@@ -165,9 +165,9 @@ func TestOldTenureIsRefreshedBeforeItIsCompared(t *testing.T) {
 	old, young := newSimNode(1, p), newSimNode(2, p)
 	block := netip.MustParsePrefix("10.244.0.0/24")
 	old.turn(0, 1)
-	old.claimer.adopt(claim{block: block, state: confirmed}, 0)
+	old.claimer.Adopt(Claim{Block: block, State: Confirmed}, 0)
 	old.turn(time.Millisecond, 1)
-	young.claimer.adopt(claim{block: block, state: confirmed, tenure: 20 * time.Second}, 50*time.Second)
+	young.claimer.Adopt(Claim{Block: block, State: Confirmed, Tenure: 20 * time.Second}, 50*time.Second)
 	young.turn(50*time.Second, 1) // its record says 20 s; the other one's says nothing
 	for now := 51 * time.Second; now < 60*time.Second; now += 500 * time.Millisecond {
 		old.hear(young)
@@ -175,10 +175,10 @@ func TestOldTenureIsRefreshedBeforeItIsCompared(t *testing.T) {
 		old.turn(now, 2)
 		young.turn(now, 2)
 	}
-	if old.claimer.claim.block != block || old.claimer.lost != 0 {
+	if old.claimer.Claim.Block != block || old.claimer.Lost != 0 {
 		t.Errorf("the older claim was withdrawn: %+v", old.claimer)
 	}
-	if young.claimer.claim.block == block || young.claimer.lost != 1 || young.claimer.claim.state != confirmed {
+	if young.claimer.Claim.Block == block || young.claimer.Lost != 1 || young.claimer.Claim.State != Confirmed {
 		t.Errorf("the younger claim: %+v", young.claimer)
 	}
 }
@@ -187,10 +187,10 @@ func TestOldTenureIsRefreshedBeforeItIsCompared(t *testing.T) {
 func TestOldTenureIsRefreshedBeforeItIsComparedInIPv6(t *testing.T) {
 	p := dualPools(t)
 	old, young := newSimNode(1, p), newSimNode(2, p)
-	old.claimer.adopt(claim{block: p.claimed.block(0), state: confirmed, tenure: time.Hour}, 0)
+	old.claimer.Adopt(Claim{Block: p.Claimed.Block(0), State: Confirmed, Tenure: time.Hour}, 0)
 	old.turn(0, 1) // its record says an hour from now on
-	young.claimer.given, young.claimer.given6 = p.claimed.block(9), p.paired.block(0)
-	young.claimer.adopt(claim{block: young.claimer.given, state: confirmed, tenure: time.Hour + 5*time.Second}, 9*time.Second)
+	young.claimer.Given, young.claimer.Given6 = p.Claimed.Block(9), p.Paired.Block(0)
+	young.claimer.Adopt(Claim{Block: young.claimer.Given, State: Confirmed, Tenure: time.Hour + 5*time.Second}, 9*time.Second)
 	young.turn(9*time.Second, 1)
 	for now := 9 * time.Second; now < 20*time.Second; now += 500 * time.Millisecond {
 		old.hear(young)
@@ -198,10 +198,10 @@ func TestOldTenureIsRefreshedBeforeItIsComparedInIPv6(t *testing.T) {
 		old.turn(now, 2)
 		young.turn(now, 2)
 	}
-	if old.claimer.claim.block != p.claimed.block(0) || old.claimer.lost != 0 {
+	if old.claimer.Claim.Block != p.Claimed.Block(0) || old.claimer.Lost != 0 {
 		t.Errorf("the older claim was withdrawn: %+v", old.claimer)
 	}
-	if young.claimer.claim.block.IsValid() || young.claimer.lost != 1 || !strings.Contains(young.claimer.problem, "subnet fd00:244::/64 is given, but n1") {
+	if young.claimer.Claim.Block.IsValid() || young.claimer.Lost != 1 || !strings.Contains(young.claimer.Problem, "subnet fd00:244::/64 is given, but n1") {
 		t.Errorf("the younger claim: %+v", young.claimer)
 	}
 }
@@ -209,12 +209,12 @@ func TestOldTenureIsRefreshedBeforeItIsComparedInIPv6(t *testing.T) {
 func TestClaimWaits(t *testing.T) {
 	n := newSimNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
 	s := n.situation(time.Second, 1)
-	s.ready = false
-	if n.claimer.turn(s); n.claimer.claim.block.IsValid() {
+	s.Ready = false
+	if n.claimer.Turn(s); n.claimer.Claim.Block.IsValid() {
 		t.Fatal("claimed before it asked the others")
 	}
 	n.turn(time.Second, 5)
-	if n.claimer.claim.state != tentative || !n.claimer.claim.block.IsValid() || n.gains != 0 {
+	if n.claimer.Claim.State != Tentative || !n.claimer.Claim.Block.IsValid() || n.gains != 0 {
 		t.Fatalf("%+v", n.claimer)
 	}
 	n.turn(time.Second+claimWait(5)-1, 5)
@@ -222,7 +222,7 @@ func TestClaimWaits(t *testing.T) {
 		t.Fatal("confirmed too early")
 	}
 	n.turn(time.Second+claimWait(5), 5)
-	if n.gains != 1 || n.claimer.claim.state != confirmed {
+	if n.gains != 1 || n.claimer.Claim.State != Confirmed {
 		t.Fatalf("%+v", n.claimer)
 	}
 }
@@ -237,7 +237,7 @@ func TestClaimWait(t *testing.T) {
 
 func taken(blocks ...string) (all []holding) {
 	for i, b := range blocks {
-		all = append(all, holding{claim{block: netip.MustParsePrefix(b), state: confirmed}, &record{id: nodeID{200, byte(i)}, name: fmt.Sprint("other", i)}})
+		all = append(all, holding{Claim{Block: netip.MustParsePrefix(b), State: Confirmed}, &Record{ID: NodeID{200, byte(i)}, Name: fmt.Sprint("other", i)}})
 	}
 	return all
 }
@@ -245,33 +245,33 @@ func taken(blocks ...string) (all []holding) {
 func TestNoFreeBlock(t *testing.T) {
 	n := newSimNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
 	s := n.situation(0, 3)
-	s.others = taken("10.244.0.0/24", "10.244.2.0/23")
-	s.reserved = []netip.Prefix{netip.MustParsePrefix("10.244.1.128/25")}
-	s.dead = map[nodeID]bool{{200, 1}: true}
-	n.claimer.turn(s)
+	s.Others = taken("10.244.0.0/24", "10.244.2.0/23")
+	s.Reserved = []netip.Prefix{netip.MustParsePrefix("10.244.1.128/25")}
+	s.Dead = map[NodeID]bool{{200, 1}: true}
+	n.claimer.Turn(s)
 	want := "no free subnet: 4 /24 subnets from 10.244.0.0 to 10.244.3.0 in 10.244.0.0/16 are all taken, by 2 other nodes (1 of them not alive) and 1 reserved prefixes: "
-	if !strings.HasPrefix(n.claimer.problem, want) {
-		t.Errorf("problem %q", n.claimer.problem)
+	if !strings.HasPrefix(n.claimer.Problem, want) {
+		t.Errorf("problem %q", n.claimer.Problem)
 	}
-	s.reserved = nil
-	if n.claimer.turn(s); n.claimer.claim.block != netip.MustParsePrefix("10.244.1.0/24") || n.claimer.problem != "" {
+	s.Reserved = nil
+	if n.claimer.Turn(s); n.claimer.Claim.Block != netip.MustParsePrefix("10.244.1.0/24") || n.claimer.Problem != "" {
 		t.Errorf("%+v", n.claimer)
 	}
 }
 
 func TestGivenSubnet(t *testing.T) {
 	n := newSimNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
-	n.claimer.given = netip.MustParsePrefix("10.244.200.0/23")
+	n.claimer.Given = netip.MustParsePrefix("10.244.200.0/23")
 	s := n.situation(0, 3)
-	s.others = taken("10.244.201.0/24")
-	if n.claimer.turn(s); n.claimer.claim.block.IsValid() || !strings.Contains(n.claimer.problem, "10.244.200.0/23 is given, but other0") {
+	s.Others = taken("10.244.201.0/24")
+	if n.claimer.Turn(s); n.claimer.Claim.Block.IsValid() || !strings.Contains(n.claimer.Problem, "10.244.200.0/23 is given, but other0") {
 		t.Errorf("%+v", n.claimer)
 	}
-	s.others = nil
-	if n.claimer.turn(s); n.claimer.claim.block != n.claimer.given || n.claimer.problem != "" {
+	s.Others = nil
+	if n.claimer.Turn(s); n.claimer.Claim.Block != n.claimer.Given || n.claimer.Problem != "" {
 		t.Errorf("%+v", n.claimer)
 	}
-	if !n.claimer.fits(claim{block: n.claimer.given}) || n.claimer.fits(claim{block: netip.MustParsePrefix("10.244.1.0/24")}) {
+	if !n.claimer.Fits(Claim{Block: n.claimer.Given}) || n.claimer.Fits(Claim{Block: netip.MustParsePrefix("10.244.1.0/24")}) {
 		t.Error("fits")
 	}
 }
@@ -281,30 +281,30 @@ func TestBarredNodeLosesItsClaimAfterAWhile(t *testing.T) {
 	n.turn(0, 1)
 	barred := func(now time.Duration) {
 		s := n.situation(now, 2)
-		s.barred = "the name is another's"
-		if n.claimer.turn(s) {
+		s.Barred = "the name is another's"
+		if n.claimer.Turn(s) {
 			t.Error("confirms while barred")
 		}
 	}
-	if barred(time.Second); n.claimer.claim.block.IsValid() || n.claimer.problem != "the name is another's" {
+	if barred(time.Second); n.claimer.Claim.Block.IsValid() || n.claimer.Problem != "the name is another's" {
 		t.Errorf("a tentative claim outlasts: %+v", n.claimer)
 	}
 	n.turn(2*time.Second, 1)
 	n.turn(4*time.Second, 1)
-	if n.claimer.claim.state != confirmed || n.claimer.problem != "" {
+	if n.claimer.Claim.State != Confirmed || n.claimer.Problem != "" {
 		t.Fatalf("%+v", n.claimer)
 	}
-	if barred(5 * time.Second); n.claimer.claim.state != confirmed {
+	if barred(5 * time.Second); n.claimer.Claim.State != Confirmed {
 		t.Error("a confirmed claim went at once")
 	}
-	if n.turn(6*time.Second, 1); n.claimer.problem != "" || n.claimer.claim.state != confirmed {
+	if n.turn(6*time.Second, 1); n.claimer.Problem != "" || n.claimer.Claim.State != Confirmed {
 		t.Errorf("%+v", n.claimer)
 	}
 	barred(7 * time.Second)
-	if barred(7*time.Second + barredClaim - 1); n.claimer.claim.state != confirmed {
+	if barred(7*time.Second + barredClaim - 1); n.claimer.Claim.State != Confirmed {
 		t.Error("the time before counts")
 	}
-	if barred(7*time.Second + barredClaim); n.claimer.claim.block.IsValid() {
+	if barred(7*time.Second + barredClaim); n.claimer.Claim.Block.IsValid() {
 		t.Error("a confirmed claim stays")
 	}
 }

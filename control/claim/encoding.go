@@ -1,4 +1,4 @@
-package gossip
+package claim
 
 import (
 	"bytes"
@@ -20,31 +20,31 @@ const maxRecord = 512
 // Encoding of a record: version, key, then the fields in order, then what a newer version appended, then the
 // Ed25519 signature of all before it. Integers are minimal uvarints or big-endian, lists and strings have their length in
 // one byte. There is exactly one encoding of a record.
-func (r *record) appendBody(b []byte) []byte {
+func (r *Record) appendBody(b []byte) []byte {
 	b = append(b, recordVersion)
 	b = append(b, r.key[:]...)
-	b = binary.AppendUvarint(b, r.epoch)
-	b = binary.BigEndian.AppendUint64(b, r.nonce)
-	b = binary.AppendUvarint(b, r.seq)
-	b = binary.AppendUvarint(b, r.flags)
-	b = appendString(b, r.name)
-	b = appendAddr(b, r.endpoint.Addr())
-	b = binary.BigEndian.AppendUint16(b, r.endpoint.Port())
-	b = appendString(b, r.backend)
-	b = binary.AppendUvarint(b, uint64(r.vni))
-	b = binary.BigEndian.AppendUint16(b, r.tunnelPort)
-	b = append(b, r.vtep[:]...)
-	b = append(b, byte(len(r.addrs)))
-	for _, a := range r.addrs {
+	b = binary.AppendUvarint(b, r.Epoch)
+	b = binary.BigEndian.AppendUint64(b, r.Nonce)
+	b = binary.AppendUvarint(b, r.Seq)
+	b = binary.AppendUvarint(b, r.Flags)
+	b = appendString(b, r.Name)
+	b = appendAddr(b, r.Endpoint.Addr())
+	b = binary.BigEndian.AppendUint16(b, r.Endpoint.Port())
+	b = appendString(b, r.Backend)
+	b = binary.AppendUvarint(b, uint64(r.VNI))
+	b = binary.BigEndian.AppendUint16(b, r.TunnelPort)
+	b = append(b, r.VTEP[:]...)
+	b = append(b, byte(len(r.Addrs)))
+	for _, a := range r.Addrs {
 		b = appendAddr(b, a)
 	}
 	b = binary.AppendUvarint(b, r.capabilities)
-	b = append(b, byte(len(r.claims)))
-	for _, c := range r.claims {
-		b = append(appendAddr(b, c.block.Addr()), byte(c.block.Bits()))
-		b = binary.AppendUvarint(b, c.fence)
-		b = binary.AppendUvarint(b, uint64(c.tenure/time.Millisecond))
-		b = append(b, byte(c.state))
+	b = append(b, byte(len(r.Claims)))
+	for _, c := range r.Claims {
+		b = append(appendAddr(b, c.Block.Addr()), byte(c.Block.Bits()))
+		b = binary.AppendUvarint(b, c.Fence)
+		b = binary.AppendUvarint(b, uint64(c.Tenure/time.Millisecond))
+		b = append(b, byte(c.State))
 	}
 	return append(b, r.extra...)
 }
@@ -56,7 +56,7 @@ func appendAddr(b []byte, a netip.Addr) []byte {
 }
 
 // decodeRecord reads and checks a record but for its signature.
-func decodeRecord(raw []byte) (*record, error) {
+func decodeRecord(raw []byte) (*Record, error) {
 	if len(raw) > maxRecord || len(raw) < ed25519.SignatureSize+1 {
 		return nil, fmt.Errorf("a record of %d bytes", len(raw))
 	}
@@ -65,49 +65,49 @@ func decodeRecord(raw []byte) (*record, error) {
 	}
 	raw = bytes.Clone(raw)
 	d := decoder{rest: raw[1 : len(raw)-ed25519.SignatureSize]}
-	r := &record{raw: raw}
+	r := &Record{Raw: raw}
 	d.record(r)
 	if d.bad != "" {
 		return nil, fmt.Errorf("a record that is no record: %s", d.bad)
 	}
-	r.id = idOf(r.key[:])
+	r.ID = IDOf(r.key[:])
 	return r, r.check()
 }
 
-func (d *decoder) record(r *record) {
+func (d *decoder) record(r *Record) {
 	copy(r.key[:], d.take(len(r.key)))
-	r.epoch = d.uvarint()
-	r.nonce = d.fixed(8)
-	r.seq = d.uvarint()
-	r.flags = d.uvarint()
-	r.name = string(d.take(int(d.fixed(1))))
-	r.endpoint = netip.AddrPortFrom(d.addr(), uint16(d.fixed(2)))
-	r.backend = string(d.take(int(d.fixed(1))))
-	r.vni = uint32(min(d.uvarint(), math.MaxUint32))
-	r.tunnelPort = uint16(d.fixed(2))
-	copy(r.vtep[:], d.take(len(r.vtep)))
+	r.Epoch = d.uvarint()
+	r.Nonce = d.fixed(8)
+	r.Seq = d.uvarint()
+	r.Flags = d.uvarint()
+	r.Name = string(d.take(int(d.fixed(1))))
+	r.Endpoint = netip.AddrPortFrom(d.addr(), uint16(d.fixed(2)))
+	r.Backend = string(d.take(int(d.fixed(1))))
+	r.VNI = uint32(min(d.uvarint(), math.MaxUint32))
+	r.TunnelPort = uint16(d.fixed(2))
+	copy(r.VTEP[:], d.take(len(r.VTEP)))
 	for n := d.fixed(1); n > 0 && d.bad == ""; n-- {
-		r.addrs = append(r.addrs, d.addr())
+		r.Addrs = append(r.Addrs, d.addr())
 	}
 	r.capabilities = d.uvarint()
 	for n := d.fixed(1); n > 0 && d.bad == ""; n-- {
-		r.claims = append(r.claims, d.claim())
+		r.Claims = append(r.Claims, d.claim())
 	}
 	if len(d.rest) > 0 {
 		r.extra = d.rest
 	}
 }
 
-func (d *decoder) claim() claim {
+func (d *decoder) claim() Claim {
 	a := d.addr()
-	c := claim{block: netip.PrefixFrom(a, int(d.fixed(1))), fence: d.uvarint()}
+	c := Claim{Block: netip.PrefixFrom(a, int(d.fixed(1))), Fence: d.uvarint()}
 	millis := d.uvarint()
 	if millis > uint64(math.MaxInt64/time.Millisecond) {
 		d.fail("a tenure beyond all time")
 		return c
 	}
-	c.tenure = time.Duration(millis) * time.Millisecond
-	c.state = claimState(d.fixed(1))
+	c.Tenure = time.Duration(millis) * time.Millisecond
+	c.State = claimState(d.fixed(1))
 	return c
 }
 
@@ -165,38 +165,38 @@ func (d *decoder) addr() netip.Addr {
 // content; a node skips the kinds that it does not know.
 const (
 	stateVersion   = 1
-	sectionRecords = 1 // records, each after its length as uvarint
+	SectionRecords = 1 // records, each after its length as uvarint
 )
 
-// maxRecords bounds how many nodes this one keeps track of.
-const maxRecords = 16384
+// MaxRecords bounds how many nodes this one keeps track of.
+const MaxRecords = 16384
 
-// encodeState packs records for another node.
-func encodeState(records []*record) []byte {
+// EncodeState packs records for another node.
+func EncodeState(records []*Record) []byte {
 	var section []byte
 	for _, r := range records {
-		section = binary.AppendUvarint(section, uint64(len(r.raw)))
-		section = append(section, r.raw...)
+		section = binary.AppendUvarint(section, uint64(len(r.Raw)))
+		section = append(section, r.Raw...)
 	}
-	b := []byte{stateVersion, sectionRecords}
+	b := []byte{stateVersion, SectionRecords}
 	b = binary.AppendUvarint(b, uint64(len(section)))
 	return append(b, section...)
 }
 
-// decodeState returns the records in another node's state as they are, unverified. Those before a damaged part are
+// DecodeState returns the records in another node's state as they are, unverified. Those before a damaged part are
 // returned with the error.
-func decodeState(b []byte) (records [][]byte, err error) {
+func DecodeState(b []byte) (records [][]byte, err error) {
 	if len(b) == 0 || b[0] != stateVersion {
 		return nil, fmt.Errorf("a state of another version than %d", stateVersion)
 	}
 	d := decoder{rest: b[1:]}
 	for len(d.rest) > 0 {
 		kind, content := d.fixed(1), d.counted()
-		if kind != sectionRecords {
+		if kind != SectionRecords {
 			continue
 		}
 		section := decoder{rest: content}
-		for len(section.rest) > 0 && len(records) < maxRecords {
+		for len(section.rest) > 0 && len(records) < MaxRecords {
 			if r := section.counted(); section.bad == "" {
 				records = append(records, r)
 			}

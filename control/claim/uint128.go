@@ -1,4 +1,4 @@
-package gossip
+package claim
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-package gossip
+package claim
 
 import (
 	"math"
@@ -11,11 +11,10 @@ import (
 )
 
 // dualPools are the pools of newCluster's dual-stack networks.
-func dualPools(t testing.TB) pools {
+func dualPools(t testing.TB) Pools {
 	t.Helper()
-	cfg := Config{Network: netip.MustParsePrefix("10.244.0.0/16"), SubnetLen: 24, SubnetMin: netip.MustParseAddr("10.244.0.0"), SubnetMax: netip.MustParseAddr("10.244.255.0")}
-	dual(&cfg)
-	p, err := newPools(cfg)
+	p, err := NewPools(testPool("10.244.0.0", "10.244.255.0", 24),
+		Pool{netip.MustParsePrefix("fd00:244::/48"), 64, netip.MustParseAddr("fd00:244::"), netip.MustParseAddr("fd00:244:0:ffff::")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,26 +30,26 @@ func addrOf(n *big.Int, bitLen int) netip.Addr {
 }
 
 // genPool draws a pool of either family, of one block up to more than 2^64.
-func genPool(t *rapid.T, v4 bool) pool {
+func genPool(t *rapid.T, v4 bool) Pool {
 	bitLen, start := 128, netip.MustParseAddr("fd00:244:8000::")
 	if v4 {
 		bitLen, start = 32, netip.MustParseAddr("10.128.0.0")
 	}
 	network := netip.PrefixFrom(start, rapid.IntRange(1, bitLen-4).Draw(t, "network")).Masked()
-	p := pool{network: network, bits: rapid.IntRange(network.Bits(), bitLen-2).Draw(t, "bits")}
-	blocks := new(big.Int).Lsh(big.NewInt(1), uint(p.bits-network.Bits()))
+	p := Pool{Network: network, Bits: rapid.IntRange(network.Bits(), bitLen-2).Draw(t, "bits")}
+	blocks := new(big.Int).Lsh(big.NewInt(1), uint(p.Bits-network.Bits()))
 	at := func(name string, from *big.Int) (*big.Int, netip.Addr) {
 		room := new(big.Int).Sub(blocks, from)
 		i := new(big.Int).SetBytes(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, name))
 		if i.Mod(i, room).Add(i, from); rapid.Bool().Draw(t, name+" at an end") {
 			i.Set(from)
 		}
-		offset := new(big.Int).Lsh(i, uint(bitLen-p.bits))
+		offset := new(big.Int).Lsh(i, uint(bitLen-p.Bits))
 		return i, addrOf(offset.Add(offset, bigOf(network.Addr())), bitLen)
 	}
 	first, min := at("min", new(big.Int))
 	_, max := at("max", first)
-	p.min, p.max = min, max
+	p.Min, p.Max = min, max
 	return p
 }
 
@@ -61,7 +60,7 @@ func TestPoolAgainstBigNumbers(t *testing.T) {
 		if err := p.check(); err != nil {
 			t.Fatal(err)
 		}
-		blocks := new(big.Int).Sub(bigOf(p.max), bigOf(p.min))
+		blocks := new(big.Int).Sub(bigOf(p.Max), bigOf(p.Min))
 		blocks.Rsh(blocks, p.hostBits()).Add(blocks, big.NewInt(1))
 		want := uint64(math.MaxUint64)
 		if blocks.IsUint64() {
@@ -72,9 +71,9 @@ func TestPoolAgainstBigNumbers(t *testing.T) {
 		}
 		i := rapid.OneOf(rapid.Uint64Range(0, want-1), rapid.Just(want-1), rapid.Just(uint64(0))).Draw(t, "i")
 		offset := new(big.Int).Lsh(new(big.Int).SetUint64(i), p.hostBits())
-		block := netip.PrefixFrom(addrOf(offset.Add(offset, bigOf(p.min)), p.bitLen()), p.bits)
-		if got := p.block(i); got != block || !p.has(got) || p.index(got.Addr()) != (uint128{0, i}) {
-			t.Fatalf("%+v: block %d is %s (%v, index %v), want %s", p, i, got, p.has(got), p.index(got.Addr()), block)
+		block := netip.PrefixFrom(addrOf(offset.Add(offset, bigOf(p.Min)), p.bitLen()), p.Bits)
+		if got := p.Block(i); got != block || !p.Has(got) || p.index(got.Addr()) != (uint128{0, i}) {
+			t.Fatalf("%+v: block %d is %s (%v, index %v), want %s", p, i, got, p.Has(got), p.index(got.Addr()), block)
 		}
 	})
 }
@@ -108,26 +107,26 @@ func TestSpansAgainstNaiveModel(t *testing.T) {
 // Every IPv4 block has its own IPv6 block, from which it can be told again; nothing else has one.
 func TestPairing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := pools{genPool(t, true), genPool(t, false)}
-		if p.paired.size() < p.claimed.size() {
+		p := Pools{genPool(t, true), genPool(t, false)}
+		if p.Paired.size() < p.Claimed.size() {
 			return
 		}
-		index := rapid.Uint64Range(0, p.claimed.size()-1)
+		index := rapid.Uint64Range(0, p.Claimed.size()-1)
 		i, j := index.Draw(t, "i"), index.Draw(t, "j")
-		a, b := p.pair(p.claimed.block(i)), p.pair(p.claimed.block(j))
-		if !p.paired.has(a) || (i == j) != a.Overlaps(b) || (i < j) != a.Addr().Less(b.Addr()) {
+		a, b := p.pair(p.Claimed.Block(i)), p.pair(p.Claimed.Block(j))
+		if !p.Paired.Has(a) || (i == j) != a.Overlaps(b) || (i < j) != a.Addr().Less(b.Addr()) {
 			t.Fatalf("%+v: blocks %d and %d have %s and %s", p, i, j, a, b)
 		}
-		if back := p.claimed.block(p.paired.index(a.Addr()).lo); back != p.claimed.block(i) {
-			t.Fatalf("%+v: %s goes with %s and comes from %s", p, a, p.claimed.block(i), back)
+		if back := p.Claimed.Block(p.Paired.index(a.Addr()).lo); back != p.Claimed.Block(i) {
+			t.Fatalf("%+v: %s goes with %s and comes from %s", p, a, p.Claimed.Block(i), back)
 		}
-		other := p.claimed.block(i)
-		for _, block := range []netip.Prefix{netip.PrefixFrom(other.Addr(), other.Bits()+1), a, {}, netip.PrefixFrom(p.claimed.min.Prev(), p.claimed.bits)} {
+		other := p.Claimed.Block(i)
+		for _, block := range []netip.Prefix{netip.PrefixFrom(other.Addr(), other.Bits()+1), a, {}, netip.PrefixFrom(p.Claimed.Min.Prev(), p.Claimed.Bits)} {
 			if got := p.pair(block); got.IsValid() {
 				t.Fatalf("%+v: %s, none of the pool's, has %s", p, block, got)
 			}
 		}
-		if got := (pools{claimed: p.claimed}).pair(other); got.IsValid() {
+		if got := (Pools{Claimed: p.Claimed}).pair(other); got.IsValid() {
 			t.Fatalf("%s without IPv6 has %s", other, got)
 		}
 	})
@@ -136,22 +135,22 @@ func TestPairing(t *testing.T) {
 // A block is free when both of its halves are.
 func TestPickInBothFamilies(t *testing.T) {
 	all := dualPools(t)
-	all.claimed.max = netip.MustParseAddr("10.244.3.0")
+	all.Claimed.Max = netip.MustParseAddr("10.244.3.0")
 	rapid.Check(t, func(t *rapid.T) {
 		var taken []netip.Prefix
 		for range rapid.IntRange(0, 4).Draw(t, "taken") {
 			i := rapid.Uint64Range(0, 4).Draw(t, "block")
-			block := rapid.SampledFrom([]netip.Prefix{all.claimed.block(i), all.paired.block(i), netip.PrefixFrom(all.paired.block(i).Addr().Next(), 128)}).Draw(t, "half")
+			block := rapid.SampledFrom([]netip.Prefix{all.Claimed.Block(i), all.Paired.Block(i), netip.PrefixFrom(all.Paired.Block(i).Addr().Next(), 128)}).Draw(t, "half")
 			taken = append(taken, block)
 		}
 		free := map[netip.Prefix]bool{}
 		for i := range uint64(4) {
-			block := all.claimed.block(i)
-			if !slices.ContainsFunc(taken, block.Overlaps) && !slices.ContainsFunc(taken, all.paired.block(i).Overlaps) {
+			block := all.Claimed.Block(i)
+			if !slices.ContainsFunc(taken, block.Overlaps) && !slices.ContainsFunc(taken, all.Paired.Block(i).Overlaps) {
 				free[block] = true
 			}
 		}
-		got, ok := all.pick(nodeID{rapid.Byte().Draw(t, "node")}, taken)
+		got, ok := all.pick(NodeID{rapid.Byte().Draw(t, "node")}, taken)
 		if ok != (len(free) > 0) || ok && !free[got] {
 			t.Fatalf("picked %s (%v) of %v with %s taken", got, ok, free, taken)
 		}
@@ -159,13 +158,13 @@ func TestPickInBothFamilies(t *testing.T) {
 }
 
 func BenchmarkPickLarge(b *testing.B) {
-	for name, p := range map[string]pool{
+	for name, p := range map[string]Pool{
 		"v4": {netip.MustParsePrefix("0.0.0.0/1"), 30, netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("127.255.255.252")},
 		"v6": {netip.MustParsePrefix("fd00::/8"), 64, netip.MustParseAddr("fd00::"), netip.MustParseAddr("fdff:ffff:ffff:ffff::")},
 	} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				pools{claimed: p}.pick(nodeID{1}, nil)
+				Pools{Claimed: p}.pick(NodeID{1}, nil)
 			}
 		})
 	}

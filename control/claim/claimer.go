@@ -1,0 +1,256 @@
+// Package claim owns which subnet is whose: the records that nodes sign of themselves, how they are merged, and what this
+// node claims of the network. It is the protocol as a state machine: records, messages and the time go in, records, messages
+// and decisions come out.
+//
+// It has no clock, no goroutine, no file and no socket, and knows of no failure detector but what it is told: control/gossip
+// carries its messages and keeps its state.
+package claim
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// A Claimer decides what this node claims. It is the pure part: everything it knows, the time included, comes in with
+// each turn. Not safe for concurrent use.
+type Claimer struct {
+	ID     NodeID
+	Pools  Pools
+	Given  netip.Prefix // valid iff the subnet is given instead of claimed
+	Given6 netip.Prefix // valid iff dual stack and the IPv6 subnet is given too
+
+	Claim  Claim           // valid iff block is; its tenure is the one that others were told
+	rivals map[NodeID]bool // nodes that claim the block too, as of the last turn
+	base   time.Duration
+	since  time.Duration // confirmed: when in this run
+	decide time.Duration // tentative: when to ask who owns the block
+
+	barredAt time.Duration // valid iff problem is of being barred: since when
+	barred   bool
+	Lost     uint64 // confirmed claims withdrawn because somebody else owned the block
+	Problem  string // why there is no confirmed claim; "" while one is under way
+}
+
+// barredClaim is how long a confirmed claim outlasts the node being barred: as long as it takes to find out that whoever has
+// its name or address is a memory of an earlier boot.
+const barredClaim = 15 * time.Second
+
+// A Situation is what a turn depends on. Not changed by it.
+type Situation struct {
+	Now      time.Duration // since the start, monotonic
+	Self     *Record
+	Others   []holding // of every other node, dead ones too
+	Reserved []netip.Prefix
+	Members  int             // live ones with this node
+	Ready    bool            // the first attempt to join is over
+	Barred   string          // why this node may have no subnet; "" when it may
+	Dead     map[NodeID]bool // nodes that are not alive
+}
+
+// Adopt takes over a confirmed claim that was kept on disk.
+func (c *Claimer) Adopt(kept Claim, now time.Duration) {
+	c.Claim, c.base, c.since = kept, kept.Tenure, now
+}
+
+// Fits says whether a kept claim is still one that this node would make.
+func (c *Claimer) Fits(kept Claim) bool {
+	if c.Given.IsValid() {
+		return kept.Block == c.Given
+	}
+	return c.Pools.Claimed.Has(kept.Block)
+}
+
+// Turn looks at the situation. It says whether the claim is to be confirmed now: the caller persists that and calls
+// confirm.
+func (c *Claimer) Turn(s Situation) (confirmNow bool) {
+	c.refresh(s)
+	if c.Claim.Block.IsValid() {
+		c.defend(s)
+	}
+	if c.bar(s) {
+		return false
+	}
+	if c.Claim.Block.IsValid() {
+		return c.Claim.State == Tentative && s.Now >= c.decide
+	}
+	if s.Ready {
+		c.choose(s)
+	}
+	return false
+}
+
+// bar says whether the node may not claim now. It withdraws what it has, a confirmed claim after a while.
+func (c *Claimer) bar(s Situation) bool {
+	if s.Barred == "" {
+		if c.barred {
+			c.Problem = ""
+		}
+		c.barred = false
+		return false
+	}
+	if !c.barred {
+		c.barred, c.barredAt = true, s.Now
+	}
+	c.Problem = s.Barred
+	if c.Claim.State != Confirmed || s.Now-c.barredAt >= barredClaim {
+		c.withdraw()
+	}
+	return true
+}
+
+// Age returns how long the claim has been confirmed, over all boots.
+func (c *Claimer) Age(now time.Duration) time.Duration {
+	if c.Claim.State != Confirmed {
+		return 0
+	}
+	return (c.base + now - c.since).Truncate(time.Millisecond)
+}
+
+// refresh brings the tenure up to date, with which the claim is told to others: for each new rival once, since what others
+// know of it may be old, and now and then. It is not done more often, and the claim is defended with the tenure
+// that was told: two nodes agree on the owner only when they compare the same two numbers.
+func (c *Claimer) refresh(s Situation) {
+	age := c.Age(s.Now)
+	grown := age - c.Claim.Tenure
+	if c.challenged(s.Others) || grown >= 10*time.Second && 2*grown >= age || grown >= time.Hour {
+		c.Claim.Tenure = age
+	}
+}
+
+// challenged says whether a node claims the block, or what goes with it, that did not before.
+func (c *Claimer) challenged(others []holding) (news bool) {
+	rivals := map[NodeID]bool{}
+	for _, h := range others {
+		if c.Claim.Block.IsValid() && (h.Block.Overlaps(c.Claim.Block) || h.Block.Overlaps(c.paired())) {
+			rivals[h.Of.ID] = true
+			news = news || !c.rivals[h.Of.ID]
+		}
+	}
+	c.rivals = rivals
+	return news
+}
+
+// paired returns the IPv6 block that goes with the claim, the zero Prefix when none does.
+func (c *Claimer) paired() netip.Prefix {
+	if c.Given6.IsValid() {
+		return c.Given6
+	}
+	return c.Pools.pair(c.Claim.Block)
+}
+
+// Claims returns what the node's record says: the claim, and a second one if the other nodes cannot tell from the first
+// what the IPv6 block is.
+func (c *Claimer) Claims() []Claim {
+	switch {
+	case !c.Claim.Block.IsValid():
+		return nil
+	case c.paired() == c.Pools.pair(c.Claim.Block):
+		return []Claim{c.Claim}
+	}
+	second := c.Claim
+	second.Block = c.paired()
+	return []Claim{c.Claim, second}
+}
+
+// defend withdraws the claim when somebody else owns the block, or the one that goes with it.
+func (c *Claimer) defend(s Situation) {
+	mine := slices.Collect(Holdings(c.Pools, slices.Values([]*Record{{ID: s.Self.ID, Claims: c.Claims()}})))
+	all := append(slices.Clone(s.Others), mine...)
+	for _, h := range mine {
+		if Owner(h.Block, all).Of != h.Of {
+			if c.Claim.State == Confirmed { // of two that choose at once, one loses: nothing to note
+				c.Lost++
+			}
+			c.withdraw()
+			return
+		}
+	}
+}
+
+func (c *Claimer) withdraw() { c.Claim, c.base = Claim{}, 0 }
+
+// Stale says whether the others should get a new record.
+func (c *Claimer) Stale(s Situation) bool {
+	if len(s.Self.Claims) == 0 {
+		return c.Claim.Block.IsValid()
+	}
+	return s.Self.Claims[0] != c.Claim
+}
+
+// Confirm makes the tentative claim one to use.
+func (c *Claimer) Confirm(now time.Duration) {
+	c.Claim.State, c.base, c.since, c.Problem = Confirmed, 0, now, ""
+}
+
+// choose announces a block, or says why there is none.
+func (c *Claimer) choose(s Situation) {
+	block := c.Given
+	if block.IsValid() {
+		for _, block := range []netip.Prefix{block, cmp.Or(c.Given6, c.Pools.pair(block))} {
+			if h, ok := overlapping(block, s.Others); ok {
+				c.Problem = fmt.Sprintf("subnet %s is given, but %s holds %s: give another one, or stop that node", block, h.Of, h.Block)
+				return
+			}
+		}
+	} else if b, ok := c.Pools.pick(c.ID, takenBy(s)); ok {
+		block = b
+	} else {
+		c.Problem = c.exhausted(s)
+		return
+	}
+	c.Problem = ""
+	c.Claim = Claim{Block: block}
+	c.decide = s.Now + claimWait(s.Members)
+}
+
+// exhausted explains a pool without a free block.
+func (c *Claimer) exhausted(s Situation) string {
+	nodes, dead := map[NodeID]bool{}, 0
+	for _, h := range s.Others {
+		if !nodes[h.Of.ID] && s.Dead[h.Of.ID] {
+			dead++
+		}
+		nodes[h.Of.ID] = true
+	}
+	return fmt.Sprintf("no free subnet: %s in %s are all taken, by %d other nodes (%d of them not alive) and %d reserved prefixes: "+
+		"widen SubnetMin and SubnetMax, or take nodes away", c.Pools.Claimed, c.Pools.Claimed.Network, len(nodes), dead, len(s.Reserved))
+}
+
+func overlapping(block netip.Prefix, all []holding) (holding, bool) {
+	i := slices.IndexFunc(all, func(h holding) bool { return h.Block.Overlaps(block) })
+	if i < 0 {
+		return holding{}, false
+	}
+	return all[i], true
+}
+
+func takenBy(s Situation) []netip.Prefix {
+	taken := slices.Clone(s.Reserved)
+	for _, h := range s.Others {
+		taken = append(taken, h.Block)
+	}
+	return taken
+}
+
+// Timing of the failure detector and of what is passed on.
+const (
+	GossipInterval = 200 * time.Millisecond
+	ProbeTimeout   = 300 * time.Millisecond
+)
+
+// Bounds of the time in which others may object to a tentative claim.
+const (
+	minClaimWait = time.Second
+	maxClaimWait = 30 * time.Second
+)
+
+// claimWait returns how long news take to every member and back, with room for a lost message.
+func claimWait(members int) time.Duration {
+	rounds := math.Ceil(math.Log2(float64(max(members, 1))) / 2) // log4
+	wait := 3*GossipInterval*time.Duration(rounds) + ProbeTimeout
+	return min(max(wait, minClaimWait), maxClaimWait)
+}
