@@ -3,6 +3,7 @@
 #              FAMILY=v4|v6|dual BACKEND=vxlan|udp STORE=gossip|file ROUTED=true|false UNDERLAY=udp|packet
 #              DEVICE=tap|tun|water
 # make test    all tests (root)
+# make sim     10,000 histories of the claim protocol (HISTORIES, SEED); one alone: make sim HISTORIES=1 SEED=n
 # make fuzz    every fuzzer for FUZZTIME each (default 30s)
 # make bench   kernel VXLAN, tulle and others in turns, in under 20 minutes, on a machine that does nothing else (root); bench-full
 #              takes hours, bench-quick two minutes to see that it works. Results in $(BENCHOUT)/, see docs/benchmarks.md;
@@ -22,12 +23,14 @@ UNDERLAY ?= udp
 BENCHOUT ?= bench-out
 DURATION ?= 30m
 BASELINE ?=
+HISTORIES ?= 10000
+SEED     ?= 1
 CURVES   := ^Benchmark(FIB|Peers|Lookup)$$
 RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet|TestHolderDies|TestTakeoverGivenUp
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
-.PHONY: build demo chaos test fuzz bench bench-full bench-quick performance lint clean need-root
+.PHONY: build demo chaos sim test fuzz bench bench-full bench-quick performance lint clean need-root
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle ./cmd/tulle
@@ -47,6 +50,9 @@ test: need-root build
 	$(GO) test -race -count=1 -p 1 -timeout 30m $$($(GO) list ./... | grep -v /cmd/)
 	$(GO) test -count=1 -timeout 40m ./cmd/...
 	$(GO) test -race -count=1 -timeout 20m -run '^($(RACE_E2E))$$' ./cmd/...
+
+sim:
+	$(GO) test -count=1 -timeout 60m ./control/claim -run '^TestHistories$$' -histories $(HISTORIES) -seed $(SEED)
 
 fuzz:
 	@scripts/fuzz $(FUZZTIME)

@@ -29,6 +29,16 @@ type Claimer struct {
 	since  time.Duration // confirmed: when in this run
 	decide time.Duration // tentative: when to ask who owns the block
 
+	// Former is the identity that the node gave up, being a copy of another one: it does not succeed that one.
+	Former NodeID
+	// Released is what the node gave back for good; it claims nothing more.
+	Released []Claim
+
+	vote    ballot                         // valid iff tentative
+	busy    map[netip.Prefix]time.Duration // blocks that others were faster at, and until when to leave them alone
+	inherit time.Duration                  // tentative: the tenure of the claim that it succeeds
+	flaws   flaws
+
 	barredAt time.Duration // valid iff problem is of being barred: since when
 	barred   bool
 	Lost     uint64 // confirmed claims withdrawn because somebody else owned the block
@@ -49,6 +59,10 @@ type Situation struct {
 	Ready    bool            // the first attempt to join is over
 	Barred   string          // why this node may have no subnet; "" when it may
 	Dead     map[NodeID]bool // nodes that are not alive
+	Live     []NodeID        // nodes that may be asked, this one too; nil: nobody is
+
+	Fences      Fences         // filled in by Machine.Turn, as is Quarantined
+	Quarantined []netip.Prefix // blocks that are not free yet
 }
 
 // Adopt takes over a confirmed claim that was kept on disk.
@@ -75,9 +89,9 @@ func (c *Claimer) Turn(s Situation) (confirmNow bool) {
 		return false
 	}
 	if c.Claim.Block.IsValid() {
-		return c.Claim.State == Tentative && s.Now >= c.decide
+		return c.Claim.State == Tentative && c.decided(s)
 	}
-	if s.Ready {
+	if s.Ready && c.Released == nil {
 		c.choose(s)
 	}
 	return false
@@ -125,7 +139,7 @@ func (c *Claimer) refresh(s Situation) {
 func (c *Claimer) challenged(others []holding) (news bool) {
 	rivals := map[NodeID]bool{}
 	for _, h := range others {
-		if c.Claim.Block.IsValid() && (h.Block.Overlaps(c.Claim.Block) || h.Block.Overlaps(c.paired())) {
+		if c.Claim.Block.IsValid() && (c.flaws.overlap(h.Block, c.Claim.Block) || c.flaws.overlap(h.Block, c.paired())) {
 			rivals[h.Of.ID] = true
 			news = news || !c.rivals[h.Of.ID]
 		}
@@ -147,7 +161,7 @@ func (c *Claimer) paired() netip.Prefix {
 func (c *Claimer) Claims() []Claim {
 	switch {
 	case !c.Claim.Block.IsValid():
-		return nil
+		return c.Released
 	case c.paired() == c.Pools.pair(c.Claim.Block):
 		return []Claim{c.Claim}
 	}
@@ -158,10 +172,13 @@ func (c *Claimer) Claims() []Claim {
 
 // defend withdraws the claim when somebody else owns the block, or the one that goes with it.
 func (c *Claimer) defend(s Situation) {
+	if c.flaws.neverYields {
+		return
+	}
 	mine := slices.Collect(Holdings(c.Pools, slices.Values([]*Record{{ID: s.Self.ID, Claims: c.Claims()}})))
 	all := append(slices.Clone(s.Others), mine...)
 	for _, h := range mine {
-		if Owner(h.Block, all).Of != h.Of {
+		if c.flaws.dead(s.Fences, c.Claim) || c.flaws.owner(h.Block, all).Of != h.Of {
 			if c.Claim.State == Confirmed { // of two that choose at once, one loses: nothing to note
 				c.Lost++
 			}
@@ -171,19 +188,20 @@ func (c *Claimer) defend(s Situation) {
 	}
 }
 
-func (c *Claimer) withdraw() { c.Claim, c.base = Claim{}, 0 }
+func (c *Claimer) withdraw() { c.Claim, c.base, c.inherit = Claim{}, 0, 0 }
 
 // Stale says whether the others should get a new record.
 func (c *Claimer) Stale(s Situation) bool {
-	if len(s.Self.Claims) == 0 {
-		return c.Claim.Block.IsValid()
+	claims := c.Claims()
+	if len(s.Self.Claims) == 0 || len(claims) == 0 {
+		return len(s.Self.Claims) != len(claims)
 	}
-	return s.Self.Claims[0] != c.Claim
+	return s.Self.Claims[0] != claims[0]
 }
 
 // Confirm makes the tentative claim one to use.
 func (c *Claimer) Confirm(now time.Duration) {
-	c.Claim.State, c.base, c.since, c.Problem = Confirmed, 0, now, ""
+	c.Claim.State, c.base, c.since, c.Problem = Confirmed, c.inherit, now, ""
 }
 
 // choose announces a block, or says why there is none.
@@ -191,20 +209,51 @@ func (c *Claimer) choose(s Situation) {
 	block := c.Given
 	if block.IsValid() {
 		for _, block := range []netip.Prefix{block, cmp.Or(c.Given6, c.Pools.pair(block))} {
-			if h, ok := overlapping(block, s.Others); ok {
+			if h, ok := c.overlapping(block, s); ok {
 				c.Problem = fmt.Sprintf("subnet %s is given, but %s holds %s: give another one, or stop that node", block, h.Of, h.Block)
 				return
 			}
 		}
-	} else if b, ok := c.Pools.pick(c.ID, takenBy(s)); ok {
+		if slices.ContainsFunc(s.Quarantined, block.Overlaps) {
+			c.Problem = fmt.Sprintf("subnet %s is given, but was taken from its owner in the last %s: it is free after that", block, Quarantine)
+			return
+		}
+	} else if old, ok := c.predecessor(s); ok {
+		c.begin(Claim{Block: old.Block, Fence: old.Fence + 1}, s)
+		c.inherit = old.Tenure
+		return
+	} else if b, ok := c.Pools.pick(c.ID, c.takenBy(s)); ok {
 		block = b
 	} else {
 		c.Problem = c.exhausted(s)
 		return
 	}
-	c.Problem = ""
-	c.Claim = Claim{Block: block}
+	fence := s.Fences[block].Number
+	for _, h := range s.Others {
+		if h.Block == block { // of the node that this one succeeds: anybody else's would not be free
+			fence, c.inherit = max(fence, h.Fence+1), h.Tenure
+		}
+	}
+	c.begin(Claim{Block: block, Fence: fence}, s)
+}
+
+// begin makes a claim tentative.
+func (c *Claimer) begin(claim Claim, s Situation) {
+	c.Problem, c.Claim = "", claim
 	c.decide = s.Now + claimWait(s.Members)
+	c.openBallot(s.Now)
+}
+
+// predecessor returns the claim of the node that this one was before it lost its disk: gone, with the same name and endpoint.
+func (c *Claimer) predecessor(s Situation) (holding, bool) {
+	for _, h := range s.Others {
+		if s.Self != nil && h.State <= Confirmed && h.Of.ID != c.Former && succeeds(s.Self, h.Of, s.Dead) && c.Pools.Claimed.Has(h.Block) && c.busy[h.Block] <= s.Now {
+			if c.flaws.owner(h.Block, s.Others).Of == h.Of {
+				return h, true
+			}
+		}
+	}
+	return holding{}, false
 }
 
 // exhausted explains a pool without a free block.
@@ -220,18 +269,27 @@ func (c *Claimer) exhausted(s Situation) string {
 		"widen SubnetMin and SubnetMax, or take nodes away", c.Pools.Claimed, c.Pools.Claimed.Network, len(nodes), dead, len(s.Reserved))
 }
 
-func overlapping(block netip.Prefix, all []holding) (holding, bool) {
-	i := slices.IndexFunc(all, func(h holding) bool { return h.Block.Overlaps(block) })
+func (c *Claimer) overlapping(block netip.Prefix, s Situation) (holding, bool) {
+	i := slices.IndexFunc(s.Others, func(h holding) bool {
+		return c.flaws.overlap(h.Block, block) && (h.Block != block || !succeeds(s.Self, h.Of, s.Dead))
+	})
 	if i < 0 {
 		return holding{}, false
 	}
-	return all[i], true
+	return s.Others[i], true
 }
 
-func takenBy(s Situation) []netip.Prefix {
-	taken := slices.Clone(s.Reserved)
+func (c *Claimer) takenBy(s Situation) []netip.Prefix {
+	taken := append(slices.Clone(s.Reserved), s.Quarantined...)
+	for block, until := range c.busy {
+		if until > s.Now {
+			taken = append(taken, block)
+		}
+	}
 	for _, h := range s.Others {
-		taken = append(taken, h.Block)
+		if !c.flaws.overlapByEquality || c.Pools.Claimed.Has(h.Block) {
+			taken = append(taken, h.Block)
+		}
 	}
 	return taken
 }

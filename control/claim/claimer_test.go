@@ -13,22 +13,22 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A simNode is a claimer with its own map and no network: the test carries its records.
-type simNode struct {
+// A loneNode is a claimer with its own map and no network: the test carries its records.
+type loneNode struct {
 	claimer Claimer
 	known   Records
 	self    *Record
 	gains   int // confirmations
 }
 
-func newSimNode(i int, p Pools) *simNode {
+func newLoneNode(i int, p Pools) *loneNode {
 	id := NodeID{byte(i + 1), byte(i * 37)}
-	n := &simNode{claimer: Claimer{ID: id, Pools: p}, known: Records{}, self: &Record{ID: id, Name: fmt.Sprint("n", i), Raw: []byte{}}}
+	n := &loneNode{claimer: Claimer{ID: id, Pools: p}, known: Records{}, self: &Record{ID: id, Name: fmt.Sprint("n", i), Raw: []byte{}}}
 	n.known.Merge(n.self)
 	return n
 }
 
-func (n *simNode) situation(now time.Duration, members int) Situation {
+func (n *loneNode) situation(now time.Duration, members int) Situation {
 	others := maps.Clone(n.known)
 	delete(others, n.self.ID)
 	return Situation{
@@ -37,7 +37,7 @@ func (n *simNode) situation(now time.Duration, members int) Situation {
 }
 
 // turn is Store.turn without disk and network.
-func (n *simNode) turn(now time.Duration, members int) {
+func (n *loneNode) turn(now time.Duration, members int) {
 	s := n.situation(now, members)
 	if n.claimer.Turn(s) {
 		n.claimer.Confirm(now)
@@ -53,12 +53,12 @@ func (n *simNode) turn(now time.Duration, members int) {
 }
 
 // collides says whether both nodes claim an address, of whichever family.
-func (n *simNode) collides(other *simNode) bool {
+func (n *loneNode) collides(other *loneNode) bool {
 	a, b := &n.claimer, &other.claimer
 	return a.Claim.Block.IsValid() && b.Claim.Block.IsValid() && (a.Claim.Block.Overlaps(b.Claim.Block) || a.paired().Overlaps(b.paired()))
 }
 
-func (n *simNode) hear(other *simNode) {
+func (n *loneNode) hear(other *loneNode) {
 	for _, r := range other.known {
 		if r.ID != n.self.ID {
 			n.known.Merge(r)
@@ -76,9 +76,9 @@ func TestClaimsConverge(t *testing.T) {
 		if rng.IntN(2) == 0 {
 			p.Paired = all.Paired
 		}
-		var nodes []*simNode
+		var nodes []*loneNode
 		for i := range 2 + rng.IntN(6) {
-			nodes = append(nodes, newSimNode(i, p))
+			nodes = append(nodes, newLoneNode(i, p))
 		}
 		now := time.Duration(0)
 		step := func(side func(int) int, loss float64) {
@@ -127,11 +127,11 @@ func TestClaimsConverge(t *testing.T) {
 const newsTravel = 3 * time.Second
 
 // longestOwners returns for each block that somebody has confirmed who had it longest; nobody, where it is close.
-func longestOwners(nodes []*simNode, now time.Duration) map[*simNode]netip.Prefix {
-	owners := map[*simNode]netip.Prefix{}
+func longestOwners(nodes []*loneNode, now time.Duration) map[*loneNode]netip.Prefix {
+	owners := map[*loneNode]netip.Prefix{}
 	for _, n := range nodes {
 		block, age := n.claimer.Claim.Block, n.claimer.Age(now)
-		close := slices.ContainsFunc(nodes, func(o *simNode) bool {
+		close := slices.ContainsFunc(nodes, func(o *loneNode) bool {
 			return o != n && o.claimer.Claim.State == Confirmed && o.collides(n) && o.claimer.Age(now)+newsTravel > age
 		})
 		if n.claimer.Claim.State == Confirmed && !close {
@@ -144,8 +144,8 @@ func longestOwners(nodes []*simNode, now time.Duration) map[*simNode]netip.Prefi
 // Two nodes that have had one block for the same time, and always know a little less of the other than of themselves.
 func TestEqualTenuresAreDecided(t *testing.T) {
 	p := testPools("10.244.0.0", "10.244.1.0", 24)
-	a, b := newSimNode(1, p), newSimNode(2, p)
-	for _, n := range []*simNode{a, b} {
+	a, b := newLoneNode(1, p), newLoneNode(2, p)
+	for _, n := range []*loneNode{a, b} {
 		n.claimer.Adopt(Claim{Block: netip.MustParsePrefix("10.244.0.0/24"), State: Confirmed, Tenure: time.Hour}, 0)
 	}
 	for now := time.Duration(0); now < 8*time.Second; now += 700 * time.Millisecond {
@@ -162,7 +162,7 @@ func TestEqualTenuresAreDecided(t *testing.T) {
 // The record of a confirmed claim is as old as its last news: a younger claim with newer news must not win over it.
 func TestOldTenureIsRefreshedBeforeItIsCompared(t *testing.T) {
 	p := testPools("10.244.0.0", "10.244.1.0", 24)
-	old, young := newSimNode(1, p), newSimNode(2, p)
+	old, young := newLoneNode(1, p), newLoneNode(2, p)
 	block := netip.MustParsePrefix("10.244.0.0/24")
 	old.turn(0, 1)
 	old.claimer.Adopt(Claim{Block: block, State: Confirmed}, 0)
@@ -186,7 +186,7 @@ func TestOldTenureIsRefreshedBeforeItIsCompared(t *testing.T) {
 // The same where the two blocks meet in IPv6 alone: the younger one is given and does not go with its IPv4 block.
 func TestOldTenureIsRefreshedBeforeItIsComparedInIPv6(t *testing.T) {
 	p := dualPools(t)
-	old, young := newSimNode(1, p), newSimNode(2, p)
+	old, young := newLoneNode(1, p), newLoneNode(2, p)
 	old.claimer.Adopt(Claim{Block: p.Claimed.Block(0), State: Confirmed, Tenure: time.Hour}, 0)
 	old.turn(0, 1) // its record says an hour from now on
 	young.claimer.Given, young.claimer.Given6 = p.Claimed.Block(9), p.Paired.Block(0)
@@ -207,7 +207,7 @@ func TestOldTenureIsRefreshedBeforeItIsComparedInIPv6(t *testing.T) {
 }
 
 func TestClaimWaits(t *testing.T) {
-	n := newSimNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
+	n := newLoneNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
 	s := n.situation(time.Second, 1)
 	s.Ready = false
 	if n.claimer.Turn(s); n.claimer.Claim.Block.IsValid() {
@@ -243,7 +243,7 @@ func taken(blocks ...string) (all []holding) {
 }
 
 func TestNoFreeBlock(t *testing.T) {
-	n := newSimNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
+	n := newLoneNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
 	s := n.situation(0, 3)
 	s.Others = taken("10.244.0.0/24", "10.244.2.0/23")
 	s.Reserved = []netip.Prefix{netip.MustParsePrefix("10.244.1.128/25")}
@@ -260,7 +260,7 @@ func TestNoFreeBlock(t *testing.T) {
 }
 
 func TestGivenSubnet(t *testing.T) {
-	n := newSimNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
+	n := newLoneNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
 	n.claimer.Given = netip.MustParsePrefix("10.244.200.0/23")
 	s := n.situation(0, 3)
 	s.Others = taken("10.244.201.0/24")
@@ -277,7 +277,7 @@ func TestGivenSubnet(t *testing.T) {
 }
 
 func TestBarredNodeLosesItsClaimAfterAWhile(t *testing.T) {
-	n := newSimNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
+	n := newLoneNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
 	n.turn(0, 1)
 	barred := func(now time.Duration) {
 		s := n.situation(now, 2)

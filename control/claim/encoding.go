@@ -41,12 +41,16 @@ func (r *Record) appendBody(b []byte) []byte {
 	b = binary.AppendUvarint(b, r.capabilities)
 	b = append(b, byte(len(r.Claims)))
 	for _, c := range r.Claims {
-		b = append(appendAddr(b, c.Block.Addr()), byte(c.Block.Bits()))
-		b = binary.AppendUvarint(b, c.Fence)
-		b = binary.AppendUvarint(b, uint64(c.Tenure/time.Millisecond))
-		b = append(b, byte(c.State))
+		b = appendClaim(b, c)
 	}
 	return append(b, r.extra...)
+}
+
+func appendClaim(b []byte, c Claim) []byte {
+	b = append(appendAddr(b, c.Block.Addr()), byte(c.Block.Bits()))
+	b = binary.AppendUvarint(b, c.Fence)
+	b = binary.AppendUvarint(b, uint64(c.Tenure/time.Millisecond))
+	return append(b, byte(c.State))
 }
 
 func appendString(b []byte, s string) []byte { return append(append(b, byte(len(s))), s...) }
@@ -166,49 +170,59 @@ func (d *decoder) addr() netip.Addr {
 const (
 	stateVersion   = 1
 	SectionRecords = 1 // records, each after its length as uvarint
+	sectionFences  = 2 // see appendFences
 )
 
 // MaxRecords bounds how many nodes this one keeps track of.
 const MaxRecords = 16384
 
-// EncodeState packs records for another node.
-func EncodeState(records []*Record) []byte {
+// EncodeState packs records and fences for another node.
+func EncodeState(records []*Record, fences Fences) []byte {
 	var section []byte
 	for _, r := range records {
 		section = binary.AppendUvarint(section, uint64(len(r.Raw)))
 		section = append(section, r.Raw...)
 	}
-	b := []byte{stateVersion, SectionRecords}
-	b = binary.AppendUvarint(b, uint64(len(section)))
-	return append(b, section...)
+	b := appendSection([]byte{stateVersion}, SectionRecords, section)
+	if len(fences) > 0 {
+		b = appendSection(b, sectionFences, appendFences(nil, fences))
+	}
+	return b
 }
 
-// DecodeState returns the records in another node's state as they are, unverified. Those before a damaged part are
+func appendSection(b []byte, kind byte, content []byte) []byte {
+	b = binary.AppendUvarint(append(b, kind), uint64(len(content)))
+	return append(b, content...)
+}
+
+// DecodeState returns the records in another node's state as they are, unverified, and its fences. What comes before a damaged part is
 // returned with the error.
-func DecodeState(b []byte) (records [][]byte, err error) {
+func DecodeState(b []byte) (records [][]byte, fences Fences, err error) {
+	fences = Fences{}
 	if len(b) == 0 || b[0] != stateVersion {
-		return nil, fmt.Errorf("a state of another version than %d", stateVersion)
+		return nil, fences, fmt.Errorf("a state of another version than %d", stateVersion)
 	}
 	d := decoder{rest: b[1:]}
 	for len(d.rest) > 0 {
-		kind, content := d.fixed(1), d.counted()
-		if kind != SectionRecords {
-			continue
-		}
-		section := decoder{rest: content}
-		for len(section.rest) > 0 && len(records) < MaxRecords {
-			if r := section.counted(); section.bad == "" {
-				records = append(records, r)
+		kind, section := d.fixed(1), decoder{rest: d.counted()}
+		switch kind {
+		case SectionRecords:
+			for len(section.rest) > 0 && len(records) < MaxRecords {
+				if r := section.counted(); section.bad == "" {
+					records = append(records, r)
+				}
 			}
+		case sectionFences:
+			section.fences(fences)
 		}
 		if section.bad != "" {
 			d.fail(section.bad)
 		}
 	}
 	if d.bad != "" {
-		return records, fmt.Errorf("a state that is none: %s", d.bad)
+		return records, fences, fmt.Errorf("a state that is none: %s", d.bad)
 	}
-	return records, nil
+	return records, fences, nil
 }
 
 // counted reads bytes after their length.

@@ -29,9 +29,14 @@ type holding struct {
 
 // Holdings yields every claim inside the networks, and what goes with it: all that a new claim must not overlap.
 func Holdings(p Pools, known iter.Seq[*Record]) iter.Seq[holding] {
+	return flaws{}.holdings(p, nil, known)
+}
+
+// holdings leaves out what fences have ended.
+func (f flaws) holdings(p Pools, fences Fences, known iter.Seq[*Record]) iter.Seq[holding] {
 	return func(yield func(holding) bool) {
 		for r := range known {
-			for c := range p.Claims(r) {
+			for c := range p.claimsAbove(r, fences, f) {
 				if !yield(holding{c, r}) {
 					return
 				}
@@ -42,10 +47,15 @@ func Holdings(p Pools, known iter.Seq[*Record]) iter.Seq[holding] {
 
 // Claims yields what the record's claims mean in the networks. A node whose IPv6 subnet does not go with its IPv4 one,
 // both being given, claims it too.
-func (p Pools) Claims(r *Record) iter.Seq[Claim] {
+func (p Pools) Claims(r *Record) iter.Seq[Claim] { return p.claimsAbove(r, nil, flaws{}) }
+
+func (p Pools) claimsAbove(r *Record, fences Fences, f flaws) iter.Seq[Claim] {
 	return func(yield func(Claim) bool) {
 		both := claimsIPv6(r)
 		for _, c := range r.Claims {
+			if f.dead(fences, c) {
+				continue
+			}
 			if p.Contain(c.Block) && !yield(c) {
 				return
 			}
@@ -86,12 +96,14 @@ func inside(network, block netip.Prefix) bool {
 
 // Owner returns who owns block: the best of the valid claims that overlap it. It is a pure function of the holdings,
 // whatever their order. The holding's record is nil when nobody does.
-func Owner(block netip.Prefix, all []holding) (best holding) {
+func Owner(block netip.Prefix, all []holding) (best holding) { return flaws{}.owner(block, all) }
+
+func (f flaws) owner(block netip.Prefix, all []holding) (best holding) {
 	for _, h := range all {
-		if h.State > Confirmed || !h.Block.Overlaps(block) || fenced(h, all) {
+		if h.State > Confirmed || !f.overlap(h.Block, block) || !f.fenceIgnored && fenced(h, all) {
 			continue
 		}
-		if best.Of == nil || h.before(best) {
+		if best.Of == nil || h.before(best, f) {
 			best = h
 		}
 	}
@@ -145,7 +157,10 @@ func fenced(h holding, all []holding) bool {
 }
 
 // before says whether h wins over other: confirmed before tentative, then the longer tenure, then the lower hash.
-func (h holding) before(other holding) bool {
+func (h holding) before(other holding, f flaws) bool {
+	if f.tenureReversed {
+		h.Tenure, other.Tenure = other.Tenure, h.Tenure
+	}
 	return cmp.Or(
 		cmp.Compare(other.State, h.State),
 		cmp.Compare(other.Tenure, h.Tenure),

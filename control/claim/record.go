@@ -38,6 +38,7 @@ type claimState uint8
 const (
 	Tentative claimState = iota
 	Confirmed
+	Released // given back for good: its fence is raised
 )
 
 // A Claim is a node's word on a block. It is dead when another claim on the same block has a higher fence.

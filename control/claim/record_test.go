@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"errors"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -235,10 +236,11 @@ func TestMergeIsAJoin(t *testing.T) {
 func TestStateRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		all := rapid.SliceOfN(rapid.Custom(genRecord), 0, 5).Draw(t, "records")
-		b := EncodeState(all)
+		fences := Fences{netip.MustParsePrefix("10.244.7.0/24"): {3, 5 * time.Second}, netip.MustParsePrefix("fd00::/64"): {1, Quarantine}}
+		b := EncodeState(all, fences)
 		b = append(b, 77, 3, 'n', 'e', 'w') // a section of a newer tulle
-		raws, err := DecodeState(b)
-		if err != nil || len(raws) != len(all) {
+		raws, got, err := DecodeState(b)
+		if err != nil || len(raws) != len(all) || !maps.Equal(got, fences) {
 			t.Fatalf("%d of %d records, %v", len(raws), len(all), err)
 		}
 		for i, raw := range raws {
@@ -247,7 +249,7 @@ func TestStateRoundTrip(t *testing.T) {
 			}
 		}
 		if n := rapid.IntRange(0, len(b)-6).Draw(t, "cut"); n > 2 {
-			if raws, err := DecodeState(b[:n]); err == nil && len(raws) == len(all) && len(all) > 0 {
+			if raws, got, err := DecodeState(b[:n]); err == nil && len(raws) == len(all) && len(all) > 0 && len(got) == len(fences) {
 				t.Fatalf("cut to %d of %d bytes it is whole", n, len(b))
 			}
 		}
@@ -288,16 +290,16 @@ func FuzzState(f *testing.F) {
 	if err := r.Sign(testKeys[0]); err != nil {
 		f.Fatal(err)
 	}
-	f.Add(EncodeState([]*Record{r, r}))
+	f.Add(EncodeState([]*Record{r, r}, Fences{netip.MustParsePrefix("10.244.7.0/24"): {3, time.Second}}))
 	f.Add([]byte{stateVersion, 9, 1, 0, SectionRecords, 2, 1, 5})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		raws, _ := DecodeState(b)
+		raws, fences, _ := DecodeState(b)
 		var all []*Record
 		for _, raw := range raws {
 			all = append(all, &Record{Raw: raw})
 		}
-		again, err := DecodeState(EncodeState(all))
-		if err != nil || len(again) != len(raws) {
+		again, same, err := DecodeState(EncodeState(all, fences))
+		if err != nil || len(again) != len(raws) || !maps.Equal(same, fences) {
 			t.Fatalf("%d records become %d: %v", len(raws), len(again), err)
 		}
 		for i := range raws {

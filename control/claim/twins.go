@@ -16,7 +16,8 @@ const (
 
 // Twins is what this node hears of its own identity. The zero value is ready.
 type Twins struct {
-	above *Record // the highest record of another boot above this one
+	Last  LastWords // of the boot before
+	above *Record   // the highest record of another boot above this one
 	live  map[netip.AddrPort]*twin
 }
 
@@ -31,7 +32,8 @@ func (t *Twins) Heard(r, self *Record) {
 	if r.Leaving() {
 		delete(t.live, r.Endpoint)
 	}
-	if r.compareBoot(self) > 0 && (t.above == nil || r.compare(t.above) > 0) {
+	other := r.compareBoot(self) > 0 || r.Epoch == self.Epoch && r.Nonce != self.Nonce || t.Last.contradicts(r)
+	if other && (t.above == nil || r.compare(t.above) > 0) {
 		t.above = r
 	}
 }

@@ -64,8 +64,8 @@ func TestRestartKeepsTheSubnet(t *testing.T) {
 		t.Fatal(err)
 	}
 	n2 = n2.restart(func(cfg *Config) { cfg.Join = []string{c.seed(1)} })
-	if got := n2.subnet(); got == subnet || n2.now().NodeID == id {
-		t.Errorf("without its disk it is %s with %s again", n2.now().NodeID, got)
+	if got := n2.subnet(); got != subnet || n2.now().NodeID == id {
+		t.Errorf("without its disk it is %s with %s, before %s with %s", n2.now().NodeID, got, id, subnet)
 	}
 	awaitMesh(t, n1, n2, n3)
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,16 @@ type diskState struct {
 	Seq       uint64           `json:"seq"`       // of the last boot's last record that was written with this file
 	Claims    []diskClaim      `json:"claims"`    // confirmed ones
 	Endpoints []netip.AddrPort `json:"endpoints"` // of other nodes that were alive last
+
+	Fences []diskFence      `json:"fences,omitempty"`
+	Gone   map[string]int64 `json:"goneSeconds,omitempty"` // node ID: how long it has been gone
+}
+
+// A diskFence is a block that was given back or taken away, with the number below which claims on it are dead.
+type diskFence struct {
+	Block    netip.Prefix `json:"block"`
+	Number   uint64       `json:"number"`
+	ServedMS int64        `json:"servedMilliseconds"` // of the quarantine
 }
 
 type diskClaim struct {
@@ -123,6 +134,45 @@ func loadState(dir string, id claim.NodeID) (diskState, error) {
 		}
 	}
 	return s, nil
+}
+
+// memory returns what the claim machine has to know of the boots before. What is no fence is left out.
+func (s *diskState) memory() claim.Memory {
+	m := claim.Memory{
+		Last:   claim.LastWords{Epoch: s.BootEpoch, Nonce: s.Nonce, Seq: s.Seq},
+		Fences: claim.Fences{}, Gone: map[claim.NodeID]time.Duration{},
+	}
+	if len(s.Claims) > 0 {
+		m.Last.Block = s.Claims[0].Block
+	}
+	for _, f := range s.Fences {
+		if f.Block.IsValid() && f.Block == f.Block.Masked() && f.ServedMS >= 0 && f.ServedMS <= claim.Quarantine.Milliseconds() {
+			m.Fences[f.Block] = claim.Fence{Number: f.Number, Served: time.Duration(f.ServedMS) * time.Millisecond}
+		}
+	}
+	for text, seconds := range s.Gone {
+		if id, _, ok := claim.ParseMember(text + ".0"); ok && seconds > 0 && seconds < 1<<32 {
+			m.Gone[id] = time.Duration(seconds) * time.Second
+		}
+	}
+	return m
+}
+
+// remember is memory's inverse, but for the claims.
+func (s *diskState) remember(m claim.Memory) {
+	s.Fences, s.Gone = nil, nil
+	for block, f := range m.Fences {
+		s.Fences = append(s.Fences, diskFence{block, f.Number, f.Served.Milliseconds()})
+	}
+	slices.SortFunc(s.Fences, func(a, b diskFence) int { return a.Block.Compare(b.Block) })
+	for id, long := range m.Gone {
+		if seconds := int64(long / time.Second); seconds > 0 {
+			if s.Gone == nil {
+				s.Gone = map[string]int64{}
+			}
+			s.Gone[id.String()] = seconds
+		}
+	}
 }
 
 func damaged(path, what string) error {

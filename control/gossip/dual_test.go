@@ -216,6 +216,7 @@ func TestDualStackRecord(t *testing.T) {
 	withIPv6 := func(s *Store) {
 		dual(&s.config)
 		s.pools = dualPools(t)
+		s.machine.Pools = s.pools
 		s.claimer.Pools = s.pools
 	}
 	one := renewed(t, withIPv6)

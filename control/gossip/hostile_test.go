@@ -92,7 +92,7 @@ func TestDamagedStateIsRefusedInPart(t *testing.T) {
 	forged := c.signed(81, testKeys[1], func(r *claim.Record) { r.Name = "forged" })
 	forged.Raw[40] ^= 1
 	self := c.signed(82, testKeys[2], func(*claim.Record) {})
-	state := append(claim.EncodeState([]*claim.Record{forged, dead}), claim.SectionRecords, 200)
+	state := append(claim.EncodeState([]*claim.Record{forged, dead}, nil), claim.SectionRecords, 200)
 	c.invade(82, self.Member(), &stranger{self.Raw, state})
 	await(t, "refusals", func() bool { return n1.now().Refused[refusedSignature] >= 2 }, n1)
 	await(t, "the good record", func() bool { return len(n1.now().Peers) == 2 }, n1)

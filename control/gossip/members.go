@@ -118,8 +118,14 @@ func (d *delegate) NodeMeta(int) []byte {
 	return d.self.Raw
 }
 
-// NotifyMsg takes a record that a node sent directly.
-func (d *delegate) NotifyMsg(b []byte) { d.hear(b, "a record sent here") }
+// NotifyMsg takes a record or a letter that a node sent directly.
+func (d *delegate) NotifyMsg(b []byte) {
+	if claim.IsLetter(b) {
+		d.letter(b)
+		return
+	}
+	d.hear(b, "a record sent here")
+}
 
 // GetBroadcasts passes on what others may not have heard.
 func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
@@ -131,21 +137,18 @@ func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
 func (d *delegate) LocalState(bool) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	all := make([]*claim.Record, 0, len(d.known))
-	for _, r := range d.known {
-		all = append(all, r)
-	}
-	return claim.EncodeState(all)
+	return claim.EncodeState(d.machine.Records(), d.machine.Fences)
 }
 
 func (d *delegate) MergeRemoteState(b []byte, _ bool) {
-	raws, err := claim.DecodeState(b)
+	raws, fences, err := claim.DecodeState(b)
 	if err != nil {
 		d.refuse(refusedSignature, "a node sent "+err.Error())
 	}
 	for _, raw := range raws {
 		d.take(raw, "a record in another node's state")
 	}
+	d.hearFences(fences)
 }
 
 // mine says whether a record is of this node's identity.

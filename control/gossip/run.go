@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -95,7 +94,7 @@ func (s *Store) due(now, last time.Duration) bool {
 func (s *Store) turn(now time.Duration) error {
 	before := s.claimer.Lost
 	situation := s.situation(now)
-	if s.claimer.Turn(situation) {
+	if s.decide(situation) {
 		if s.keep(s.claimer.Claim); s.diskErr == nil {
 			s.claimer.Confirm(now)
 		}
@@ -122,7 +121,7 @@ func (s *Store) situation(now time.Duration) claim.Situation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lives.judge(s.known, s.id, now)
-	out := claim.Situation{Now: now, Self: s.self, Ready: s.joined, Members: 1, Dead: map[claim.NodeID]bool{}}
+	out := claim.Situation{Now: now, Self: s.self, Ready: s.joined, Members: 1, Dead: map[claim.NodeID]bool{}, Live: []claim.NodeID{s.id}}
 	var alive []*claim.Record
 	for _, r := range s.known {
 		switch {
@@ -131,6 +130,7 @@ func (s *Store) situation(now time.Duration) claim.Situation {
 		case s.lives.alive(r):
 			alive = append(alive, r)
 			out.Members++
+			out.Live = append(out.Live, r.ID)
 		default:
 			out.Dead[r.ID] = true
 		}
@@ -138,9 +138,6 @@ func (s *Store) situation(now time.Duration) claim.Situation {
 	if out.Barred = s.settle(alive); out.Barred != "" && s.claimer.Problem == "" {
 		s.config.Log.Warn("gossip: refused by the others", "reason", out.Barred)
 	}
-	others := maps.Clone(s.known)
-	delete(others, s.id)
-	out.Others = slices.Collect(claim.Holdings(s.pools, maps.Values(others)))
 	if s.config.Reserved != nil {
 		out.Reserved = s.config.Reserved()
 	}
@@ -175,8 +172,12 @@ func (s *Store) saveNews() {
 		grown = age - time.Duration(s.disk.Claims[0].TenureMS)*time.Millisecond
 	}
 	live := s.liveEndpoints()
+	s.mu.Lock()
+	unsaved := s.unsaved
+	s.unsaved = false
+	s.mu.Unlock()
 	moved := len(live) > 0 && !slices.Equal(live, s.disk.Endpoints)
-	if moved || s.diskErr != nil || grown >= time.Hour || grown >= time.Minute && 10*grown >= age {
+	if moved || unsaved || s.diskErr != nil || grown >= time.Hour || grown >= time.Minute && 10*grown >= age {
 		s.save()
 	}
 }
@@ -190,6 +191,9 @@ func (s *Store) save() {
 	if live := s.liveEndpoints(); len(live) > 0 {
 		s.disk.Endpoints = live
 	}
+	s.mu.Lock()
+	s.disk.remember(s.machine.Memory(netip.Prefix{}))
+	s.mu.Unlock()
 	s.diskErr = s.disk.save(s.config.StateDir)
 }
 
@@ -245,11 +249,24 @@ func (s *Store) reboot(next *claim.Rebirth) error {
 		if err != nil {
 			return err
 		}
+		s.mu.Lock()
 		s.key = key
-		return s.boot(0)
+		s.mu.Unlock()
+		former := s.id
+		err = s.boot(0)
+		s.claimer.Former = former
+		return err
 	}
-	if c, ok := next.Above.ConfirmedClaim(); ok && len(s.disk.Claims) == 0 {
-		s.keep(c)
+	var kept []claim.Claim
+	for _, d := range s.disk.Claims {
+		if c, err := d.claim(); err == nil {
+			kept = append(kept, c)
+		}
 	}
+	s.claimer.Claim, s.disk.Claims = claim.Claim{}, nil
+	for _, c := range s.machine.Reborn(next, kept) {
+		s.disk.Claims = append(s.disk.Claims, toDisk(c))
+	}
+	s.save()
 	return s.boot(next.Above.Epoch)
 }

@@ -69,7 +69,7 @@ type Store struct {
 	// Run's goroutine alone (and Open before it).
 	key       ed25519.PrivateKey
 	disk      diskState
-	claimer   claim.Claimer
+	claimer   *claim.Claimer         // of machine
 	list      *memberlist.Memberlist // nil between two boots
 	stop      context.CancelFunc     // of the list's dials
 	transport *transport             // of the list
@@ -77,18 +77,21 @@ type Store struct {
 
 	wake chan struct{} // room for one
 
-	mu           sync.Mutex    // guards what follows; never held while calling memberlist
-	id           claim.NodeID  // written by Run's goroutine only
-	self         *claim.Record // the newest own record, also in known
-	known        claim.Records
+	mu           sync.Mutex     // guards what follows; never held while calling memberlist
+	id           claim.NodeID   // written by Run's goroutine only
+	self         *claim.Record  // the newest own record, also in known
+	machine      *claim.Machine // its claimer is Run's
+	known        claim.Records  // of machine
+	answers      []claim.Answer // to be counted in the next turn
+	outbox       []outgoing     // letters to be sent then
+	unsaved      bool           // fences were heard of that are not on disk
 	lives        lives
 	rumors       rumors
 	refusals     refusals
 	joined       bool // the first attempt to join is over
 	joinProblems map[netip.AddrPort]joinProblem
 	seedProblems map[string]string
-	kept         []netip.AddrPort // endpoints from disk
-	twins        claim.Twins
+	kept         []netip.AddrPort          // endpoints from disk
 	conflicts    map[claim.NodeID]conflict // live nodes that are refused, as of the last turn
 	dirty        bool
 	view         View
@@ -137,7 +140,9 @@ func newStore(c Config) (*Store, error) {
 	if err := checkGiven(p, c.Self); err != nil {
 		return nil, err
 	}
+	machine := claim.NewMachine(claim.NodeID{}, p, 0, claim.Memory{}, 0)
 	return &Store{
+		machine: machine, claimer: &machine.Claimer, known: machine.Known,
 		config: c, pools: p, endpoint: netip.AddrPortFrom(c.Self.Underlay(), uint16(c.BindPort)), started: time.Now(),
 		wake: make(chan struct{}, 1), refusals: refusals{}, joinProblems: map[netip.AddrPort]joinProblem{}, seedProblems: map[string]string{},
 	}, nil
@@ -174,6 +179,7 @@ func (s *Store) boot(least uint64) error {
 	if err != nil {
 		return err
 	}
+	memory := disk.memory()
 	disk.BootEpoch = max(disk.BootEpoch, least) + 1
 	disk.Nonce, disk.Seq = newNonce(), 0
 	if err := disk.save(s.config.StateDir); err != nil {
@@ -181,12 +187,14 @@ func (s *Store) boot(least uint64) error {
 	}
 	s.disk = disk
 	s.mu.Lock()
-	s.id, s.self, s.known, s.twins = id, nil, claim.Records{}, claim.Twins{}
+	lost := s.claimer.Lost
+	s.machine = claim.NewMachine(id, s.pools, disk.BootEpoch, memory, s.now())
+	s.claimer, s.id, s.self, s.known, s.answers, s.outbox = &s.machine.Claimer, id, nil, s.machine.Known, nil, nil
 	s.conflicts = nil
 	s.lives = lives{of: map[claim.NodeID]*life{}, lastAck: s.now()}
 	s.joined, s.kept = false, disk.Endpoints
 	s.mu.Unlock()
-	s.claimer = claim.Claimer{ID: id, Pools: s.pools, Given: s.config.Self.Subnet, Lost: s.claimer.Lost}
+	s.claimer.Given, s.claimer.Lost = s.config.Self.Subnet, lost
 	if s.pools.Dual() {
 		s.claimer.Given6 = s.config.Self.IPv6Subnet
 	} else if s.endpoint.Addr().Is6() {
@@ -241,7 +249,7 @@ func (s *Store) renew(flags uint64) error {
 	s.disk.Seq = r.Seq
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.self = r
+	s.self, s.machine.Self = r, r
 	s.known[s.id] = r
 	s.dirty = true
 	return nil
@@ -316,14 +324,14 @@ func (s *Store) take(raw []byte, where string) *claim.Record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r.ID == s.id {
-		s.twins.Heard(r, s.self)
+		s.machine.Hear(r, s.now())
 		return r
 	}
 	if _, ok := s.known[r.ID]; !ok && len(s.known) >= claim.MaxRecords {
 		s.refusals.add(refusedLimit, fmt.Sprintf("%s: %s: %d nodes are known already", where, r, claim.MaxRecords), s.now())
 		return nil
 	}
-	if s.known.Merge(r) {
+	if s.machine.Hear(r, s.now()) {
 		s.dirty = true
 		s.poke()
 	}

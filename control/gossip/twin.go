@@ -17,7 +17,7 @@ func clonedAt(at netip.AddrPort) string {
 func (s *Store) meet(r *claim.Record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := s.now(); s.twins.Met(r, now) {
+	if now := s.now(); s.machine.Twins.Met(r, now) {
 		s.refusals.add(refusedCloned, clonedAt(r.Endpoint), now)
 		s.dirty = true
 	}
@@ -27,5 +27,5 @@ func (s *Store) meet(r *claim.Record) {
 func (s *Store) twinVerdict(now time.Duration) *claim.Rebirth {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.twins.Verdict(s.self, now)
+	return s.machine.Twins.Verdict(s.self, now)
 }

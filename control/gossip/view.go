@@ -100,7 +100,7 @@ func (s *Store) peers() []Peer {
 			alive = append(alive, r)
 		}
 	}
-	claims := claim.NewIndex(claim.Holdings(s.pools, maps.Values(s.known)))
+	claims := claim.NewIndex(s.machine.Holdings(maps.Values(s.known)))
 	var peers []Peer
 	for _, r := range s.known {
 		if r != s.self {
@@ -160,7 +160,9 @@ func (s *Store) unusable(r *claim.Record, p Peer, claims *claim.Index) string {
 		if !s.pools.Contain(block) {
 			return fmt.Sprintf("its subnet %s is not in the network %s", block, s.pools)
 		}
-		if best := claim.Owner(block, claims.Overlapping(block)); best.Of != r {
+		if best := claim.Owner(block, claims.Overlapping(block)); best.Of == nil {
+			return fmt.Sprintf("its subnet %s was taken away from it", block)
+		} else if best.Of != r {
 			return fmt.Sprintf("its subnet %s is %s's", block, best.Of)
 		}
 	}

@@ -140,6 +140,7 @@ func TestComesBackWithoutAGap(t *testing.T) {
 func TestWhoIsRoutableInIPv6(t *testing.T) {
 	s := quietStore(t)
 	s.pools = dualPools(t)
+	s.machine.Pools = s.pools
 	s.add(2, "10.244.2.0/24", time.Hour)
 	given := s.add(3, "10.244.200.0/23", time.Minute)
 	given.Claims = append(given.Claims, claim.Claim{Block: netip.MustParsePrefix("fd00:244:0:2::/63"), Tenure: time.Minute, State: claim.Confirmed})

@@ -1,0 +1,499 @@
+package claim
+
+import (
+	"container/heap"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A world is some nodes on a fake clock and a network that loses, delays and doubles what they send. Everything in it follows
+// from the seed.
+type world struct {
+	seed  uint64
+	rng   *rand.Rand
+	flaws flaws
+	now   time.Duration
+	nodes []*simNode
+	post  post
+	sent  int // orders messages of one arrival time
+
+	pools      Pools
+	quarantine time.Duration
+	loss       float64
+	delay      time.Duration // up to this
+	twice      float64
+	cut        map[[2]int]bool // from, to
+	severe     bool            // partitions and pauses happen
+	copies     bool            // clones happen
+	disturbed  time.Duration   // last time that something kept news from travelling
+	parted     time.Duration   // last time that links were cut or nodes stood still
+	raised     map[netip.Prefix]raised
+	log        []string
+	bad        string // the first violation
+	wordy      bool   // letters are logged
+	reclaim    time.Duration
+}
+
+// raised is when a fence rose first, anywhere.
+type raised struct {
+	number uint64
+	at     time.Duration
+}
+
+// A simNode is a machine with a network address: the node's Store without sockets and files.
+type simNode struct {
+	w        *world
+	slot     int
+	name     string
+	endpoint netip.AddrPort
+	given    netip.Prefix
+
+	up      bool
+	since   time.Duration // of the boot
+	frozen  time.Duration // until when it stands still
+	joined  bool
+	m       *Machine
+	id      NodeID
+	disk    *simDisk
+	old     []simDisk // earlier states of the disk
+	seen    map[NodeID]time.Duration
+	next    time.Duration
+	had     Claim // confirmed as of the last look
+	gone    bool  // released
+	expect  expectation
+	adopted bool // its claim is from its disk
+}
+
+// An expectation is the block that a node has to have again after a restart.
+type expectation struct {
+	block netip.Prefix
+	fence uint64
+	by    time.Duration
+	why   string
+}
+
+type simDisk struct {
+	id     NodeID
+	epoch  uint64
+	claims []Claim
+	memory Memory
+}
+
+type mail struct {
+	at       time.Duration
+	n        int
+	from, to int
+	id       NodeID // of the receiver, for letters
+	records  []*Record
+	fences   Fences
+	ask      *Request
+	answer   *Answer
+}
+
+type post []mail
+
+func (p post) Len() int           { return len(p) }
+func (p post) Less(i, j int) bool { return p[i].at < p[j].at || p[i].at == p[j].at && p[i].n < p[j].n }
+func (p post) Swap(i, j int)      { p[i], p[j] = p[j], p[i] }
+func (p *post) Push(x any)        { *p = append(*p, x.(mail)) }
+func (p *post) Pop() any {
+	last := (*p)[len(*p)-1]
+	*p = (*p)[:len(*p)-1]
+	return last
+}
+
+func (w *world) note(format string, args ...any) {
+	w.log = append(w.log, fmt.Sprintf("%8.3f ", w.now.Seconds())+fmt.Sprintf(format, args...))
+}
+
+func (w *world) violated(invariant, format string, args ...any) {
+	if w.bad == "" {
+		w.bad = invariant + ": " + fmt.Sprintf(format, args...)
+		w.note("VIOLATION %s", w.bad)
+	}
+}
+
+// boot starts the node from its disk, or from an empty one.
+func (n *simNode) boot() {
+	w := n.w
+	if n.expect.why != "disk kept" && n.expect.block.IsValid() && !w.othersHold(n, n.expect.block) {
+		n.expect = expectation{} // who knew of it has gone since
+	}
+	if n.disk == nil {
+		n.disk = &simDisk{id: NodeID{byte(w.rng.Uint32()), byte(w.rng.Uint32()), byte(w.rng.Uint32()), byte(n.slot)}}
+	}
+	n.start(n.disk.epoch, n.disk.claims)
+	w.note("%s boots: id %.4s epoch %d, disk has %v", n.name, n.id, n.disk.epoch, n.disk.claims)
+}
+
+func (n *simNode) start(least uint64, claims []Claim) {
+	w := n.w
+	n.disk.epoch = max(n.disk.epoch, least) + 1
+	n.disk.claims = claims
+	n.id, n.up, n.since, n.joined = n.disk.id, true, w.now, false
+	n.adopted = false
+	n.seen, n.next = map[NodeID]time.Duration{}, w.now
+	n.m = NewMachine(n.id, w.pools, n.disk.epoch, n.disk.memory, w.now)
+	n.m.flaws, n.m.quarantine, n.m.Claimer.Given = w.flaws, w.quarantine, n.given
+	n.m.Claimer.flaws, n.m.ReclaimAfter = w.flaws, w.reclaim
+	if len(claims) > 0 && n.m.Claimer.Fits(claims[0]) {
+		n.m.Claimer.Adopt(claims[0], w.now)
+		n.adopted = true
+	}
+	n.m.Self = &Record{ID: n.id, Epoch: n.disk.epoch, Nonce: w.rng.Uint64(), Name: n.name, Endpoint: n.endpoint}
+	n.renew(0)
+	n.had = n.m.Claimer.Claim
+}
+
+func (n *simNode) renew(flags uint64) {
+	next := *n.m.Self
+	next.Seq++
+	next.Flags, next.Claims = flags, n.m.Claimer.Claims()
+	n.m.Self = &next
+	n.m.Known[n.id] = n.m.Self
+}
+
+// save writes the disk; copies of some of its states are kept to be put back.
+func (n *simNode) save(claims []Claim) {
+	if n.w.rng.IntN(3) == 0 {
+		n.old = append(n.old, *n.disk)
+	}
+	block := netip.Prefix{}
+	if len(claims) > 0 {
+		block = claims[0].Block
+	}
+	n.disk.claims, n.disk.memory = claims, n.m.Memory(block)
+}
+
+func (w *world) linked(i, j int) bool { return !w.cut[[2]int{i, j}] }
+
+func (w *world) send(from, to int, m mail, sure bool) {
+	if from == to || !w.linked(from, to) || !sure && w.rng.Float64() < w.loss {
+		return
+	}
+	m.from, m.to = from, to
+	for range 1 + b2i(w.rng.Float64() < w.twice) {
+		m.at, m.n = w.now+time.Duration(w.rng.Int64N(int64(w.delay)))+time.Millisecond, w.sent
+		w.sent++
+		heap.Push(&w.post, m)
+	}
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (n *simNode) state() mail { return mail{records: n.m.Records(), fences: maps.Clone(n.m.Fences)} }
+
+// live says whom the failure detector takes for alive: whom it heard in the last three seconds.
+func (n *simNode) live(id NodeID) bool {
+	at, ok := n.seen[id]
+	return ok && n.w.now-at < 3*time.Second
+}
+
+func (n *simNode) running() bool { return n.up && n.w.now >= n.frozen }
+
+// situation is what the transport tells the machine.
+func (n *simNode) situation() Situation {
+	s := Situation{Now: n.w.now, Ready: n.joined, Members: 1, Dead: map[NodeID]bool{}, Live: []NodeID{n.id}}
+	for _, id := range sortedIDs(n.m.Known) {
+		r := n.m.Known[id]
+		if id == n.id {
+			continue
+		}
+		if n.live(id) && !r.Leaving() {
+			s.Members++
+			s.Live = append(s.Live, id)
+		} else {
+			s.Dead[id] = true
+		}
+	}
+	return s
+}
+
+func sortedIDs(m Records) []NodeID { return slices.SortedFunc(maps.Keys(m), NodeID.Compare) }
+
+// turn is Store.turn.
+func (n *simNode) turn() {
+	w := n.w
+	if next := n.m.Twins.Verdict(n.m.Self, w.now); next != nil {
+		n.reborn(next)
+		return
+	}
+	s := n.situation()
+	before := n.m.Claimer.Claim
+	before.Tenure = n.m.Claimer.Age(w.now)
+	confirm, letters := n.m.Turn(s)
+	n.lookAtLoss(before)
+	if confirm {
+		c := n.m.Claimer.Claim
+		c.State = Confirmed
+		n.save([]Claim{c})
+		n.m.Claimer.Confirm(w.now)
+		n.adopted = false
+		w.confirmed(n)
+	}
+	c := n.m.Claimer.Claim
+	if !c.Block.IsValid() && len(n.disk.claims) > 0 {
+		n.save(nil)
+	}
+	if c.State == Confirmed && w.rng.IntN(40) == 0 {
+		c.Tenure = n.m.Claimer.Age(w.now)
+		n.save([]Claim{c})
+	}
+	if n.m.Claimer.Stale(s2(s, n.m.Self)) {
+		n.renew(0)
+		for _, other := range w.nodes {
+			w.send(n.slot, other.slot, mail{records: []*Record{n.m.Self}}, false)
+		}
+	}
+	for _, l := range letters {
+		if l.To == n.id {
+			n.m.Answered(n.m.Witness(l.Request, s.Dead, w.now), w.now)
+			continue
+		}
+		if r := n.m.Known[l.To]; r != nil {
+			w.send(n.slot, int(r.Endpoint.Addr().As4()[3]), mail{ask: &l.Request, id: l.To}, false)
+		}
+	}
+	n.had = n.m.Claimer.Claim
+}
+
+func s2(s Situation, self *Record) Situation { s.Self = self; return s }
+
+func (n *simNode) reborn(next *Rebirth) {
+	w := n.w
+	w.note("%s is reborn: %s", n.name, next.Reason)
+	w.disturbed = w.now
+	if next.Fresh {
+		n.renew(FlagLeaving)
+		for _, other := range w.nodes {
+			w.send(n.slot, other.slot, mail{records: []*Record{n.m.Self}}, true)
+		}
+		former := n.id
+		n.disk, n.old, n.expect = nil, nil, expectation{}
+		n.boot()
+		n.m.Claimer.Former = former
+		return
+	}
+	claims := n.m.Reborn(next, n.disk.claims)
+	n.save(claims)
+	n.start(next.Above.Epoch, claims)
+	w.note("%s goes on above epoch %d with %v", n.name, next.Above.Epoch, n.disk.claims)
+}
+
+func (n *simNode) receive(m mail) {
+	w := n.w
+	from := w.nodes[m.from]
+	for _, r := range m.records {
+		n.m.Hear(r, w.now)
+		if r.ID == n.id && r.Endpoint != n.endpoint && from.endpoint == r.Endpoint && from.up && !r.Leaving() {
+			n.m.Twins.Met(r, w.now)
+		}
+	}
+	if n.m.HearFences(m.fences, w.now) {
+		n.save(n.disk.claims)
+	}
+	switch {
+	case m.ask != nil && m.id == n.id:
+		a := n.m.Witness(*m.ask, n.situation().Dead, w.now)
+		if w.wordy {
+			w.note("%s answers %s about %s: %s %s of %.4s", n.name, from.name, m.ask.Claim.Block, [...]string{"nothing", "yes", "no"}[a.Verdict], a.Holder.Block, a.Of)
+		}
+		w.send(n.slot, m.from, mail{answer: &a, id: m.ask.By}, false)
+	case m.answer != nil && m.id == n.id:
+		n.m.Answered(*m.answer, w.now)
+	}
+}
+
+const simStep = 50 * time.Millisecond
+
+// step lets 50 ms pass.
+func (w *world) step() {
+	w.now += simStep
+	for len(w.post) > 0 && w.post[0].at <= w.now {
+		m := heap.Pop(&w.post).(mail)
+		if to := w.nodes[m.to]; to.running() {
+			to.receive(m)
+		}
+	}
+	for _, n := range w.nodes {
+		if !n.running() {
+			continue
+		}
+		for _, other := range w.nodes {
+			if other != n && other.running() && w.linked(n.slot, other.slot) && w.linked(other.slot, n.slot) {
+				n.seen[other.id] = w.now
+			}
+		}
+	}
+	for _, n := range w.nodes {
+		if !n.running() || w.now < n.next {
+			continue
+		}
+		n.next = w.now + 200*time.Millisecond + time.Duration(w.rng.IntN(3))*simStep
+		n.join()
+		n.turn()
+		for range 2 {
+			w.send(n.slot, w.rng.IntN(len(w.nodes)), n.state(), false)
+		}
+	}
+	w.check()
+}
+
+// join is the first push/pull: by TCP, so that it is lost only where a link is cut.
+func (n *simNode) join() {
+	if n.joined {
+		return
+	}
+	for _, i := range n.w.rng.Perm(len(n.w.nodes)) {
+		if other := n.w.nodes[i]; other != n && other.running() && other.joined && n.w.linked(n.slot, i) && n.w.linked(i, n.slot) {
+			for _, m := range []struct{ from, to *simNode }{{other, n}, {n, other}} {
+				mail := m.from.state()
+				mail.from, mail.to = m.from.slot, m.to.slot
+				m.to.receive(mail)
+			}
+			n.joined = true
+			return
+		}
+	}
+	n.joined = n.w.now-n.since >= 2*time.Second || n.slot == 0
+}
+
+// Invariants.
+
+func (w *world) overlap(a, b netip.Prefix) bool { return a.IsValid() && b.IsValid() && a.Overlaps(b) }
+
+// calm says whether for so long nothing kept news from travelling.
+func (w *world) calm(d time.Duration) bool { return w.now-w.disturbed >= d }
+
+func (w *world) liveCount() (n int) {
+	for _, one := range w.nodes {
+		n += b2i(one.running())
+	}
+	return n
+}
+
+// confirmed checks I0, I3 and I5 where they can break.
+func (w *world) confirmed(n *simNode) {
+	c := n.m.Claimer.Claim
+	w.note("%s confirms %s fence %d, tenure %s", n.name, c.Block, c.Fence, n.m.Claimer.Age(w.now))
+	if len(n.disk.claims) == 0 || n.disk.claims[0].Block != c.Block || n.disk.claims[0].State != Confirmed {
+		w.violated("I3", "%s uses %s, its disk has %v", n.name, c.Block, n.disk.claims)
+	}
+	for _, other := range w.nodes {
+		o := other.m
+		if other == n || !other.up || o.Claimer.Claim.State != Confirmed || other.id == n.id || !w.overlap(o.Claimer.Claim.Block, c.Block) {
+			continue
+		}
+		if w.parted > 0 && w.now-w.parted < 40*time.Second || w.liveCount() < witnessCount || other.adopted && w.now-other.since < 5*time.Second || o.Fences.Dead(o.Claimer.Claim) {
+			continue
+		}
+		w.violated("I0", "%s confirms %s, which %s has", n.name, c.Block, other.name)
+	}
+	for block, r := range w.raised {
+		if w.overlap(block, c.Block) && !n.succeeded(c) && w.now-r.at < w.quarantine && w.now-w.parted > 40*time.Second && w.remembered(n, block, r) {
+			w.violated("I5", "%s confirms %s %s after %s was given back", n.name, c.Block, w.now-r.at, block)
+		}
+	}
+}
+
+// succeeded says whether the node had the block before it lost its disk.
+func (n *simNode) succeeded(c Claim) bool {
+	for id, r := range n.m.Known {
+		if id != n.id && sameNode(r, n.m.Self) && slices.ContainsFunc(r.Claims, func(o Claim) bool { return o.Block == c.Block && o.Fence < c.Fence }) {
+			return true
+		}
+	}
+	return false
+}
+
+// remembered says whether a node that n can talk to knows of the fence: all who do may have gone, or lost their disks.
+func (w *world) remembered(n *simNode, block netip.Prefix, r raised) bool {
+	return slices.ContainsFunc(w.nodes, func(o *simNode) bool {
+		return o != n && o.running() && w.now-o.since > 5*time.Second && o.m.Fences[block].Number >= r.number
+	})
+}
+
+// lookAtLoss checks I6: who withdraws has had its block for a shorter time.
+func (n *simNode) lookAtLoss(before Claim) {
+	w := n.w
+	if before.State != Confirmed || n.m.Claimer.Claim.Block.IsValid() {
+		return
+	}
+	w.note("%s withdraws %s", n.name, before.Block)
+	if n.m.Claimer.Lost == 0 && n.m.Claimer.Released == nil {
+		w.violated("I3", "%s withdrew %s and does not say so", n.name, before.Block)
+	}
+	if n.m.Fences.Dead(before) || n.gone || w.rolledBackLately(n) {
+		return
+	}
+	var winner *simNode
+	for _, other := range w.nodes {
+		if c := other.m.Claimer.Claim; other != n && other.up && c.State == Confirmed && w.overlap(c.Block, before.Block) {
+			winner = other
+			if other.m.Claimer.Age(w.now)+3*time.Second >= before.Tenure {
+				return
+			}
+		}
+	}
+	if winner != nil {
+		w.violated("I6", "%s gives %s (%s) up for %s, which has had %s for %s", n.name, before.Block, before.Tenure, winner.name, winner.m.Claimer.Claim.Block, winner.m.Claimer.Age(w.now))
+	}
+}
+
+func (w *world) rolledBackLately(n *simNode) bool {
+	return n.expect.why == "rollback" && w.now < n.expect.by
+}
+
+// check looks at what has to hold at all times.
+func (w *world) check() {
+	if w.now%(5*simStep) != 0 {
+		return
+	}
+	for i, n := range w.nodes {
+		c := n.m.Claimer.Claim
+		for block, f := range n.m.Fences {
+			if r := w.raised[block]; n.up && f.Number > r.number {
+				w.raised[block] = raised{f.Number, w.now}
+			}
+		}
+		if !n.running() || c.State != Confirmed {
+			continue
+		}
+		if !w.flaws.neverYields && n.had.Block == c.Block && (len(n.disk.claims) == 0 || n.disk.claims[0].Block != c.Block) {
+			w.violated("I3", "%s uses %s, its disk has %v", n.name, c.Block, n.disk.claims)
+		}
+		if !w.calm(5 * time.Second) {
+			continue
+		}
+		if r := w.raised[c.Block]; c.Fence < r.number && w.now-r.at > 5*time.Second && w.remembered(n, c.Block, r) {
+			w.violated("I5", "%s has %s with fence %d, which ended below %d", n.name, c.Block, c.Fence, r.number)
+		}
+		for _, other := range w.nodes[:i] {
+			if o := other.m.Claimer.Claim; other.running() && o.State == Confirmed && w.overlap(o.Block, c.Block) && other.id != n.id {
+				w.violated("I1", "%s and %s have %s and %s, all links up for %s", n.name, other.name, c.Block, o.Block, w.now-w.disturbed)
+			}
+		}
+	}
+	for _, n := range w.nodes {
+		if e := n.expect; e.block.IsValid() && n.running() && w.now >= e.by {
+			n.expect = expectation{}
+			if c := n.m.Claimer.Claim; c.Block != e.block && w.raised[e.block].number <= e.fence {
+				w.violated("I2", "%s had %s before its restart (%s) and has %s", n.name, e.block, e.why, c.Block)
+			}
+		}
+	}
+}
+
+func (w *world) history() string {
+	return fmt.Sprintf("seed %d: %s\n%s", w.seed, w.bad, strings.Join(w.log, "\n"))
+}
