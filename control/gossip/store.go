@@ -6,9 +6,9 @@
 // ownership is a pure function of the records, never of who is a member. memberlist (v0.7.0) is the
 // failure detector and the carriage. It never touches traffic: a node that believes itself cut off keeps its routes.
 //
-// A claim is announced as tentative, waits, and is confirmed when it still owns its block. After a partition
-// the younger of two owners withdraws and claims again. There are no witnesses yet, so two nodes that cannot hear
-// each other may confirm overlapping blocks until they can. In a dual-stack network one claim, on an IPv4 block, is enough:
+// The claim is control/claim's machine, which this package feeds with records, letters and the time. Letters to witnesses and
+// their answers are signed and sent directly. After a partition the younger of two owners withdraws and claims again: two nodes
+// that cannot hear each other may confirm overlapping blocks until they can. In a dual-stack network one claim, on an IPv4 block, is enough:
 // the IPv6 block of the same number goes with it.
 //
 // Hygiene: every TCP exchange has a deadline of 5 s on both sides, memberlist takes 128 push/pulls at once and
