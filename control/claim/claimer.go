@@ -23,14 +23,17 @@ type Claimer struct {
 	Given  netip.Prefix // valid iff the subnet is given instead of claimed
 	Given6 netip.Prefix // valid iff dual stack and the IPv6 subnet is given too
 
-	Claim  Claim           // valid iff block is; its tenure is the one that others were told
-	rivals map[NodeID]bool // nodes that claim the block too, as of the last turn
+	Claim  Claim                 // valid iff block is; its tenure is the one that others were told
+	rivals map[NodeID]claimState // nodes that claim the block too, and how far they were in the last turn
 	base   time.Duration
 	since  time.Duration // confirmed: when in this run
 	decide time.Duration // tentative: when to ask who owns the block
 
 	// Former is the identity that the node gave up, being a copy of another one: it does not succeed that one.
 	Former NodeID
+	// ended is a claim that a fence ended, as released, until the quarantine is over. The record carries it, so that nobody hears that the
+	// block is free before hearing why.
+	ended Claim
 	// Released is what the node gave back for good; it claims nothing more.
 	Released []Claim
 
@@ -82,6 +85,9 @@ func (c *Claimer) Fits(kept Claim) bool {
 // confirm.
 func (c *Claimer) Turn(s Situation) (confirmNow bool) {
 	c.refresh(s)
+	if !slices.Contains(s.Quarantined, c.ended.Block) {
+		c.ended = Claim{}
+	}
 	if c.Claim.Block.IsValid() {
 		c.defend(s)
 	}
@@ -135,13 +141,14 @@ func (c *Claimer) refresh(s Situation) {
 	}
 }
 
-// challenged says whether a node claims the block, or what goes with it, that did not before.
+// challenged says whether a node claims the block, or what goes with it, that did not before, or has confirmed it since.
 func (c *Claimer) challenged(others []holding) (news bool) {
-	rivals := map[NodeID]bool{}
+	rivals := map[NodeID]claimState{}
 	for _, h := range others {
 		if c.Claim.Block.IsValid() && (c.flaws.overlap(h.Block, c.Claim.Block) || c.flaws.overlap(h.Block, c.paired())) {
-			rivals[h.Of.ID] = true
-			news = news || !c.rivals[h.Of.ID]
+			rivals[h.Of.ID] = h.State
+			before, known := c.rivals[h.Of.ID]
+			news = news || !known || before != h.State
 		}
 	}
 	c.rivals = rivals
@@ -159,15 +166,17 @@ func (c *Claimer) paired() netip.Prefix {
 // Claims returns what the node's record says: the claim, and a second one if the other nodes cannot tell from the first
 // what the IPv6 block is.
 func (c *Claimer) Claims() []Claim {
-	switch {
-	case !c.Claim.Block.IsValid():
-		return c.Released
-	case c.paired() == c.Pools.pair(c.Claim.Block):
-		return []Claim{c.Claim}
+	var claims []Claim
+	if c.Claim.Block.IsValid() {
+		claims = append(claims, c.Claim)
+		if second := c.paired(); second != c.Pools.pair(c.Claim.Block) {
+			claims = append(claims, Claim{second, c.Claim.Fence, c.Claim.Tenure, c.Claim.State})
+		}
 	}
-	second := c.Claim
-	second.Block = c.paired()
-	return []Claim{c.Claim, second}
+	if c.ended.Block.IsValid() {
+		claims = append(claims, c.ended)
+	}
+	return append(claims, c.Released...)
 }
 
 // defend withdraws the claim when somebody else owns the block, or the one that goes with it.
@@ -178,9 +187,15 @@ func (c *Claimer) defend(s Situation) {
 	mine := slices.Collect(Holdings(c.Pools, slices.Values([]*Record{{ID: s.Self.ID, Claims: c.Claims()}})))
 	all := append(slices.Clone(s.Others), mine...)
 	for _, h := range mine {
+		if h.State > Confirmed {
+			continue
+		}
 		if c.flaws.dead(s.Fences, c.Claim) || c.flaws.owner(h.Block, all).Of != h.Of {
 			if c.Claim.State == Confirmed { // of two that choose at once, one loses: nothing to note
 				c.Lost++
+			}
+			if c.flaws.dead(s.Fences, c.Claim) {
+				c.ended = Claim{c.Claim.Block, c.Claim.Fence, 0, Released}
 			}
 			c.withdraw()
 			return

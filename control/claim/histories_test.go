@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	histories = flag.Int("histories", 200, "how many histories TestHistories goes through")
+	histories = flag.Int("histories", 150, "how many histories TestHistories goes through")
 	firstSeed = flag.Uint64("seed", 1, "of the first history; the others follow")
 )
 
@@ -48,11 +48,12 @@ func newWorld(seed uint64, f flaws) *world {
 }
 
 // disturb notes that news may not have reached everybody.
-func (w *world) disturb() { w.disturbed = w.now }
+func (w *world) disturb() { w.disturbed = max(w.disturbed, w.now) }
 
 // part notes that links were cut, so that what is confirmed now may be doubled. Nobody is expected to keep a block over that.
 func (w *world) part() {
-	w.disturbed, w.parted = w.now, w.now
+	w.disturb()
+	w.parted = w.now
 	for _, n := range w.nodes {
 		n.expect = expectation{}
 	}
@@ -211,6 +212,10 @@ func (w *world) clone(n *simNode) {
 // run goes through one history: nodes start, faults happen, all heals.
 func (w *world) run() {
 	starts := 2 + w.rng.IntN(15)
+	if w.severe && w.rng.IntN(3) == 0 { // two halves begin apart, and at different times
+		w.partition()
+		starts *= 10
+	}
 	for _, n := range w.nodes {
 		if w.rng.IntN(6) > 2*b2i(w.severe) {
 			at := time.Duration(w.rng.IntN(starts)) * 100 * time.Millisecond

@@ -184,11 +184,12 @@ func (m *Machine) Forget(id NodeID, now time.Duration) {
 // Release gives the node's block back, for good: the next record says so.
 func (m *Machine) Release(now time.Duration) {
 	m.pass(now)
-	m.Claimer.Released = m.Claimer.Claims()
-	for i := range m.Claimer.Released {
-		m.Claimer.Released[i].State = Released
+	released := m.Claimer.Claims()
+	for i := range released {
+		released[i].State = Released
 	}
 	m.Claimer.withdraw()
+	m.Claimer.ended, m.Claimer.Released = Claim{}, released
 	m.Fences.observe(m.Claimer.Released)
 }
 

@@ -146,6 +146,10 @@ func (n *simNode) start(least uint64, claims []Claim) {
 		n.adopted = true
 	}
 	n.m.Self = &Record{ID: n.id, Epoch: n.disk.epoch, Nonce: w.rng.Uint64(), Name: n.name, Endpoint: n.endpoint}
+	n.disk.memory.Last = LastWords{Epoch: n.disk.epoch, Nonce: n.m.Self.Nonce}
+	if len(claims) > 0 {
+		n.disk.memory.Last.Block = claims[0].Block
+	}
 	n.renew(0)
 	n.had = n.m.Claimer.Claim
 }
@@ -272,7 +276,7 @@ func s2(s Situation, self *Record) Situation { s.Self = self; return s }
 func (n *simNode) reborn(next *Rebirth) {
 	w := n.w
 	w.note("%s is reborn: %s", n.name, next.Reason)
-	w.disturbed = w.now
+	w.disturb()
 	if next.Fresh {
 		n.renew(FlagLeaving)
 		for _, other := range w.nodes {
