@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"math"
 	"net/netip"
 	"time"
 )
@@ -23,6 +24,12 @@ type Fence struct {
 // Not safe for concurrent use.
 type Fences map[netip.Prefix]Fence
 
+// MaxFences bounds how many blocks with fences this node keeps track of, maxFence what the number of one can be.
+const (
+	MaxFences = 65536
+	maxFence  = math.MaxInt64
+)
+
 // Dead says whether the claim has been ended.
 func (f Fences) Dead(c Claim) bool { return c.Fence < f[c.Block].Number }
 
@@ -31,7 +38,10 @@ func (f Fences) Raise(block netip.Prefix, number uint64) { f.Merge(block, Fence{
 
 // Merge takes in what another node knows of a block, and says whether it ends more claims.
 func (f Fences) Merge(block netip.Prefix, other Fence) (news bool) {
-	known := f[block]
+	known, ok := f[block]
+	if other.Number > maxFence || !ok && len(f) >= MaxFences {
+		return false
+	}
 	if other.Number > known.Number || other.Number == known.Number && other.Served > known.Served {
 		f[block] = other
 	}
@@ -42,10 +52,10 @@ func (f Fences) Merge(block netip.Prefix, other Fence) (news bool) {
 func (f Fences) observe(claims []Claim) {
 	for _, c := range claims {
 		switch {
-		case c.State == Released:
+		case c.State == Released && c.Fence < maxFence:
 			f.Raise(c.Block, c.Fence+1)
 		case c.Fence > f[c.Block].Number:
-			f[c.Block] = Fence{c.Fence, Quarantine}
+			f.Merge(c.Block, Fence{c.Fence, Quarantine})
 		}
 	}
 }

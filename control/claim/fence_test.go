@@ -2,6 +2,7 @@ package claim
 
 import (
 	"maps"
+	"math"
 	"net/netip"
 	"testing"
 	"time"
@@ -43,6 +44,22 @@ func TestFencesAreAJoin(t *testing.T) {
 			}
 		}
 	})
+}
+
+// No record makes a fence that others would refuse, or more of them than there is room for.
+func TestFencesAreBounded(t *testing.T) {
+	f := Fences{}
+	block := netip.MustParsePrefix("10.244.2.0/24")
+	f.observe([]Claim{{Block: block, Fence: math.MaxUint64, State: Released}, {Block: block, Fence: math.MaxUint64}})
+	if len(f) != 0 {
+		t.Errorf("%v", f)
+	}
+	for i := range MaxFences + 10 {
+		f.Raise(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32), 1)
+	}
+	if len(f) != MaxFences {
+		t.Errorf("%d fences", len(f))
+	}
 }
 
 // A fence is of one block's claims: smaller and larger ones go on.

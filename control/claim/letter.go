@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"time"
 )
@@ -133,9 +132,6 @@ func (d *decoder) masked(p netip.Prefix) {
 	}
 }
 
-// MaxFences bounds how many blocks with fences this node keeps track of.
-const MaxFences = 65536
-
 // appendFences encodes fences: block, number, and the quarantine served in milliseconds, each after the other.
 func appendFences(b []byte, f Fences) []byte {
 	for block, one := range f {
@@ -152,7 +148,7 @@ func (d *decoder) fences(f Fences) {
 		block := netip.PrefixFrom(d.addr(), int(d.fixed(1)))
 		number, served := d.uvarint(), d.uvarint()
 		d.masked(block)
-		if number == 0 || number > math.MaxInt64 || served > uint64(Quarantine/time.Millisecond) {
+		if number == 0 || number > maxFence || served > uint64(Quarantine/time.Millisecond) {
 			d.fail("a fence that is none")
 		}
 		if d.bad != "" {

@@ -3,6 +3,7 @@ package claim
 import (
 	"iter"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -176,6 +177,9 @@ func (m *Machine) Forget(id NodeID, now time.Duration) {
 	m.pass(now)
 	if r := m.Known[id]; r != nil {
 		for _, c := range r.Claims {
+			if c.Fence == math.MaxUint64 {
+				continue // never one of this protocol's
+			}
 			m.Fences.Raise(c.Block, c.Fence+1)
 		}
 	}

@@ -164,6 +164,7 @@ func TestRecordLimits(t *testing.T) {
 		r.Name, r.Epoch, r.Seq = strings.Repeat("n", 253), 1<<32, 1<<32
 		r.Addrs = []netip.Addr{netip.MustParseAddr("2001:db8::1")}
 		r.Claims = append(r.Claims, Claim{Block: netip.MustParsePrefix("2001:db8::/64"), State: Confirmed, Tenure: 1e6 * time.Hour, Fence: 1 << 20})
+		r.Claims = append(r.Claims, Claim{Block: r.Claims[0].Block, State: Released, Fence: 1 << 20})
 	})
 	if err := longest.Sign(testKeys[0]); err != nil {
 		t.Errorf("the longest name with dual stack: %v", err)
