@@ -136,19 +136,25 @@ func (c *Claimer) Age(now time.Duration) time.Duration {
 func (c *Claimer) refresh(s Situation) {
 	age := c.Age(s.Now)
 	grown := age - c.Claim.Tenure
-	if c.challenged(s.Others) || grown >= 10*time.Second && 2*grown >= age || grown >= time.Hour {
+	if c.challenged(s.Others, age) || grown >= 10*time.Second && 2*grown >= age || grown >= time.Hour {
 		c.Claim.Tenure = age
 	}
 }
 
-// challenged says whether a node claims the block, or what goes with it, that did not before, or has confirmed it since.
-func (c *Claimer) challenged(others []holding) (news bool) {
+// tellAgain is by how much a claim must be the older one to be told again. Less than what news need, and two of one age would
+// overtake each other for ever.
+const tellAgain = 2 * time.Second
+
+// challenged says whether a node claims the block, or what goes with it, that did not before, or has confirmed it since, or leads only because it told its tenure
+// later: where links are cut in one direction, one side tells long before the other hears.
+func (c *Claimer) challenged(others []holding, age time.Duration) (news bool) {
 	rivals := map[NodeID]claimState{}
 	for _, h := range others {
 		if c.Claim.Block.IsValid() && (c.flaws.overlap(h.Block, c.Claim.Block) || c.flaws.overlap(h.Block, c.paired())) {
 			rivals[h.Of.ID] = h.State
 			before, known := c.rivals[h.Of.ID]
-			news = news || !known || before != h.State
+			late := h.State == Confirmed && h.Tenure > c.Claim.Tenure && age >= h.Tenure+tellAgain
+			news = news || !known || before != h.State || late
 		}
 	}
 	c.rivals = rivals
@@ -163,8 +169,8 @@ func (c *Claimer) paired() netip.Prefix {
 	return c.Pools.pair(c.Claim.Block)
 }
 
-// Claims returns what the node's record says: the claim, and a second one if the other nodes cannot tell from the first
-// what the IPv6 block is.
+// Claims returns what the node's record says: the claim, a second one if the other nodes cannot tell from the first
+// what the IPv6 block is, and what the node had and gave back or lost to a fence.
 func (c *Claimer) Claims() []Claim {
 	var claims []Claim
 	if c.Claim.Block.IsValid() {
@@ -243,7 +249,7 @@ func (c *Claimer) choose(s Situation) {
 		c.Problem = c.exhausted(s)
 		return
 	}
-	fence := s.Fences[block].Number
+	fence := max(s.Fences[block].Number, s.Fences[c.Given6].Number)
 	for _, h := range s.Others {
 		if h.Block == block { // of the node that this one succeeds: anybody else's would not be free
 			fence, c.inherit = max(fence, h.Fence+1), h.Tenure

@@ -48,14 +48,15 @@ func (f Fences) Merge(block netip.Prefix, other Fence) (news bool) {
 	return other.Number > known.Number
 }
 
-// observe learns of what claims say. A block that is claimed needs no quarantine; one that was given back does.
+// observe learns of what claims say. A claim above the fence raises it, with a quarantine, which counts if the claim goes without a word:
+// a node that takes its former self's block over may die of it.
 func (f Fences) observe(claims []Claim) {
 	for _, c := range claims {
 		switch {
 		case c.State == Released && c.Fence < maxFence:
 			f.Raise(c.Block, c.Fence+1)
 		case c.Fence > f[c.Block].Number:
-			f.Merge(c.Block, Fence{c.Fence, Quarantine})
+			f.Raise(c.Block, c.Fence)
 		}
 	}
 }
