@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -71,6 +72,11 @@ func (n *simNode) lookAtLoss(before Claim) {
 	}
 	if n.m.Fences.Dead(before) || n.gone || w.rolledBackLately(n) {
 		return
+	}
+	for h := range n.m.Holdings(maps.Values(n.m.Known)) { // that of a node that is down counts too
+		if h.Of.ID != n.id && h.State == Confirmed && w.overlap(h.Block, before.Block) && h.Tenure+3*time.Second >= before.Tenure {
+			return
+		}
 	}
 	var winner *simNode
 	for _, other := range w.nodes {
