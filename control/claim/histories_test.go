@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	histories = flag.Int("histories", 150, "how many histories TestHistories goes through")
+	histories = flag.Int("histories", 100, "how many histories TestHistories goes through")
 	firstSeed = flag.Uint64("seed", 1, "of the first history; the others follow")
 )
 
