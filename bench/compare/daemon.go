@@ -14,10 +14,7 @@ import (
 )
 
 // daemon is one of the path's.
-type daemon struct {
-	namespace string // where it serves its metrics
-	runDir    string // where its API's socket is
-}
+type daemon struct{ node lab.Node }
 
 // metricsAddr is the daemon's default.
 const metricsAddr = "127.0.0.1:9470"
@@ -31,7 +28,7 @@ type usage struct {
 func (s *session) look(sum *usage) error {
 	for _, d := range s.daemons {
 		if err := d.look(sum); err != nil {
-			return fmt.Errorf("metrics of %s: %w", d.namespace, err)
+			return fmt.Errorf("metrics of %s: %w", d.node.Namespace, err)
 		}
 	}
 	return nil
@@ -61,7 +58,7 @@ func (s *session) spent(ctx context.Context, window time.Duration, run func() er
 
 func (d daemon) look(sum *usage) error {
 	var c net.Conn
-	err := lab.In(d.namespace, func() (err error) { // the socket belongs where it is made
+	err := lab.In(d.node.Namespace, func() (err error) { // the socket belongs where it is made
 		c, err = net.DialTimeout("tcp", metricsAddr, time.Second)
 		return err
 	})

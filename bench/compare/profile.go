@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -57,27 +54,15 @@ func (s *session) profile(ctx context.Context, run func(time.Duration) (bench.CP
 	return nil
 }
 
-// profile is the daemon's own, over its API.
+// profile is the daemon's own.
 func (d daemon) profile(ctx context.Context) (*profile.Profile, error) {
-	socket := filepath.Join(d.runDir, "tulle.sock")
-	client := http.Client{Timeout: (profileSeconds + 5) * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var dialer net.Dialer
-			return dialer.DialContext(ctx, "unix", socket)
-		}}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://tulle/debug/pprof/profile?seconds=%d", profileSeconds), nil)
+	ctx, cancel := context.WithTimeout(ctx, (profileSeconds+5)*time.Second)
+	defer cancel()
+	b, err := d.node.Ask(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", profileSeconds))
 	if err != nil {
 		return nil, err
 	}
-	answer, err := client.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s", socket, answer.Status)
-	}
-	return profile.Parse(answer.Body)
+	return profile.ParseData(b)
 }
 
 // split says of each part what share of the daemons' CPU time it took, and of that what share in system calls.

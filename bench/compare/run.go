@@ -199,7 +199,7 @@ func (r *run) prepare(l *lab.Lab, s *session, path Path) error {
 	nodes := l.Nodes()
 	for _, n := range nodes {
 		if path.Tulle && !n.Kernel {
-			s.daemons = append(s.daemons, daemon{n.Namespace, n.RunDir})
+			s.daemons = append(s.daemons, daemon{n})
 		}
 	}
 	var addrs [2]netip.Addr

@@ -178,7 +178,7 @@ func (s *scale) framePoint(ctx context.Context, l *lab.Lab, p *frames.Pair, labe
 func (s *scale) point(ctx context.Context, l *lab.Lab, label string, run func() (sent, arrived int, late bool, err error)) error {
 	m := &session{}
 	for _, n := range l.Nodes() {
-		m.daemons = append(m.daemons, daemon{n.Namespace, n.RunDir})
+		m.daemons = append(m.daemons, daemon{n})
 	}
 	var sent, arrived int
 	var late bool

@@ -27,7 +27,7 @@ func TestMeasure(t *testing.T) {
 	if !slices.Equal(names, want) {
 		t.Errorf("%v, want %v", names, want)
 	}
-	if costs, err := Measure(1); err != nil || len(costs) != 6 {
+	if costs, err := Measure(1); err != nil || len(costs) != 7 {
 		t.Errorf("%v, %v", costs, err)
 	}
 }

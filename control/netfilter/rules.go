@@ -17,9 +17,9 @@ type match []expr.Any
 
 // A family says where the IP header has the addresses.
 type family struct {
-	table            nftables.TableFamily
-	name             string
-	src_, dst_, bits uint32 // offsets, bytes; bits of an address
+	table              nftables.TableFamily
+	name               string
+	srcAt, dstAt, bits uint32 // offsets of both addresses, bytes; bits of an address
 }
 
 var (
@@ -36,9 +36,9 @@ func (f family) multicast() netip.Prefix {
 	return netip.MustParsePrefix("ff00::/8")
 }
 
-func (f family) src(p netip.Prefix) match    { return f.within(f.src_, p, expr.CmpOpEq) }
-func (f family) dst(p netip.Prefix) match    { return f.within(f.dst_, p, expr.CmpOpEq) }
-func (f family) notDst(p netip.Prefix) match { return f.within(f.dst_, p, expr.CmpOpNeq) }
+func (f family) src(p netip.Prefix) match    { return f.within(f.srcAt, p, expr.CmpOpEq) }
+func (f family) dst(p netip.Prefix) match    { return f.within(f.dstAt, p, expr.CmpOpEq) }
+func (f family) notDst(p netip.Prefix) match { return f.within(f.dstAt, p, expr.CmpOpNeq) }
 
 func (f family) within(offset uint32, p netip.Prefix, op expr.CmpOp) match {
 	length := f.bits / 8

@@ -26,6 +26,7 @@ type options struct {
 	duration, every          time.Duration
 	seed                     uint64
 	rate                     int
+	holder                   bool
 }
 
 func main() {
@@ -37,6 +38,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", 0, "of the order of faults; 0 for one of chance")
 	flag.StringVar(&o.only, "only", "", "only the faults whose names have this in them")
 	flag.IntVar(&o.rate, "rate", 20000, "numbered datagrams a second at most, of all pairs together")
+	flag.BoolVar(&o.holder, "holder", true, "a holder beside each daemon, which keeps what a killed one must not lose")
 	flag.StringVar(&o.output, "o", "", "file for the report as JSON")
 	flag.Parse()
 	if err := o.check(); err != nil {
@@ -75,7 +77,7 @@ func (o *options) check() error {
 
 // run says what went wrong, the removal of the lab included.
 func run(ctx context.Context, o options) (err error) {
-	l, err := lab.Up(ctx, lab.Config{Dir: o.dir, Nodes: 3, Pods: 2, Executable: o.tulle, Ephemeral: true, Progress: os.Stderr})
+	l, err := lab.Up(ctx, lab.Config{Dir: o.dir, Nodes: 3, Pods: 2, Holder: o.holder, Executable: o.tulle, Ephemeral: true, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}

@@ -4,9 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -110,17 +107,9 @@ func sizeOf(n lab.Node) (s size, err error) {
 
 // ask reads from a daemon's local API.
 func ask(n lab.Node, path string) ([]byte, error) {
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", filepath.Join(n.RunDir, "tulle.sock"))
-		}}}
-	answer, err := client.Get("http://tulle" + path)
-	if err != nil {
-		return nil, err
-	}
-	defer answer.Body.Close()
-	return io.ReadAll(answer.Body)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return n.Ask(ctx, path)
 }
 
 func askJSON(n lab.Node, path string, v any) error {
