@@ -1,15 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +32,9 @@ const (
 	pathTrace    = "/v1/trace"
 	pathPing     = "/v1/ping"
 	pathCapture  = "/v1/capture"
+	pathSubnets  = "/v1/subnets"
+	pathForget   = "/v1/forget"
+	pathLeave    = "/v1/leave"
 	pathYield    = "/v1/takeover"
 	pathYielded  = "/v1/takeover/ready"
 	pathGoOn     = "/v1/takeover/failed"
@@ -76,6 +82,11 @@ func listenAPI(d *daemon) (*apiServer, error) {
 	mux.HandleFunc("GET "+pathStatus, answer(d.status))
 	mux.HandleFunc("GET "+pathRoutes, answer(d.routes))
 	mux.HandleFunc("GET "+pathPeers, answer(d.peers))
+	mux.HandleFunc("GET "+pathSubnets, answer(d.subnets))
+	mux.HandleFunc("POST "+pathForget, func(w http.ResponseWriter, r *http.Request) {
+		answer(func(ctx context.Context) (*blocksReport, error) { return d.forget(ctx, r.FormValue("node")) })(w, r)
+	})
+	mux.HandleFunc("POST "+pathLeave, answer(d.leave))
 	mux.HandleFunc("GET "+pathFlows, d.answerFlows)
 	mux.HandleFunc("GET "+pathTrace, d.answerTrace)
 	mux.HandleFunc("GET "+pathPing, d.answerPing)
@@ -193,6 +204,11 @@ func refuse(w http.ResponseWriter, err error) {
 
 // ask gets one path of the daemon that serves runDir. Without a daemon the error has exit code 3.
 func ask[T any](ctx context.Context, runDir, path string) (T, error) {
+	return call[T](ctx, runDir, http.MethodGet, path)
+}
+
+// call asks for a report, or has something done and gets one of that.
+func call[T any](ctx context.Context, runDir, method, path string) (T, error) {
 	var v T
 	socket := filepath.Join(runDir, socketName)
 	client := http.Client{Timeout: 2 * apiTimeout, Transport: &http.Transport{
@@ -201,7 +217,7 @@ func ask[T any](ctx context.Context, runDir, path string) (T, error) {
 		},
 		DisableKeepAlives: true,
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://tulle"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://tulle"+path, nil)
 	if err != nil {
 		return v, err
 	}
@@ -211,7 +227,8 @@ func ask[T any](ctx context.Context, runDir, path string) (T, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return v, fmt.Errorf("the daemon on %s answered %s", socket, resp.Status)
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return v, fmt.Errorf("the daemon on %s refused: %s", socket, cmp.Or(strings.TrimSpace(string(why)), resp.Status))
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
 		return v, fmt.Errorf("answer of the daemon on %s: %w", socket, err)

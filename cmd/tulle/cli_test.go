@@ -89,6 +89,7 @@ func TestErrors(t *testing.T) {
 		{with("--workers", "0"), 2, "--workers 0: out of range (allowed: 1 to 64)"},
 		{with("--max-flows", "1000"), 2, "--max-flows 1000: out of range (allowed: 1024 to 16777216)"},
 		{with("--max-flows-per-source", "-1"), 2, "--max-flows-per-source -1: out of range (allowed: 0 to 16777216)"},
+		{with("--reclaim-after", "1m"), 2, "--reclaim-after 1m0s: out of range (allowed: 0, or 1h0m0s and more)"},
 		{with("--ip-masq", "--config", write("mode.json", `{"Network": "10.244.0.0/16", "Mode": "flat"}`)), 2, "--ip-masq with Mode flat of net-conf.json: that mode masquerades nothing"},
 		{with("--config", write("mode2.json", `{"Network": "10.244.0.0/16", "Mode": "pensinsula"}`)), 1, "mode2.json:1:38: Mode: "},
 		{with("--device", "pigeon"), 2, "--device pigeon: unknown (allowed: tap, tun, water)"},

@@ -57,6 +57,7 @@ type gossipConfig struct {
 	port     int
 	key      []byte // nil: unencrypted
 	stateDir string
+	reclaim  time.Duration // after which a node that is gone loses its subnet; 0: never
 }
 
 // A daemon is one running node.
@@ -70,6 +71,7 @@ type daemon struct {
 	traces     atomic.Int32  // running
 	captures   captures
 	pods       *pods
+	stop       func() // ends serve
 
 	yielding sync.Mutex  // guards goOn
 	goOn     *time.Timer // ends a pause; nil before the first
@@ -195,7 +197,7 @@ func (d *daemon) openGossip() (err error) {
 	d.gossip, err = gossip.Open(gossip.Config{
 		Self: c.self, Network: c.conf.Network, SubnetLen: c.conf.SubnetLen, SubnetMin: c.conf.SubnetMin, SubnetMax: c.conf.SubnetMax,
 		IPv6Network: c.conf.IPv6Network, IPv6SubnetLen: c.conf.IPv6SubnetLen, IPv6SubnetMin: c.conf.IPv6SubnetMin, IPv6SubnetMax: c.conf.IPv6SubnetMax,
-		TunnelPort: c.port, BindPort: c.gossip.port, Join: c.gossip.join, Key: c.gossip.key, StateDir: c.gossip.stateDir,
+		TunnelPort: c.port, BindPort: c.gossip.port, Join: c.gossip.join, Key: c.gossip.key, StateDir: c.gossip.stateDir, ReclaimAfter: c.gossip.reclaim,
 		Reserved: d.network.reserved, Log: slog.Default(),
 	})
 	if err == nil {
@@ -208,6 +210,7 @@ func (d *daemon) openGossip() (err error) {
 func (d *daemon) serve(ctx context.Context, forwarding *background) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	d.stop = cancel
 	api, err := listenAPI(d)
 	if err != nil {
 		return err

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -54,7 +53,7 @@ type nodeOptions struct {
 	insecure, keep, ipMasq  bool
 	takeover                bool
 	copyDSCP                bool
-	busyPoll                time.Duration
+	busyPoll, reclaim       time.Duration
 }
 
 func newNodeCommand() *cobra.Command {
@@ -121,6 +120,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.DurationVar(&o.busyPoll, "busy-poll", defaultBusyPoll(), "how long a worker looks for packets before it sleeps, as long as that finds some; 0 to sleep at once")
 	f.IntVar(&o.maxFlows, "max-flows", flowsPerFamily, "size of the flow table for each family; 128 bytes an IPv4 flow, 256 an IPv6 flow, used as they come")
 	f.IntVar(&o.perSource, "max-flows-per-source", 0, "flows of each family that packets of one source address may begin; 0 for a quarter of --max-flows")
+	f.DurationVar(&o.reclaim, "reclaim-after", 0, "take the subnet of a node away that has been gone for so long, while more than half of the nodes are there; 0 for never")
 	f.BoolVar(&o.ipMasq, "ip-masq", false, "masquerade what pods send out of the cluster network, as Mode island of net-conf.json does")
 	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
 	f.BoolVar(&o.takeover, "takeover", false, "take over from the daemon that runs in this --run-dir, with the same flags and by way of its holder, without losing a packet")
@@ -229,7 +229,7 @@ func globalIPv6(a netip.Addr) bool {
 
 // gossipConfig reads the cluster key. Gossip without one has to be asked for.
 func (o *nodeOptions) gossipConfig() (*gossipConfig, error) {
-	g := &gossipConfig{port: o.gossipPort, stateDir: o.stateDir}
+	g := &gossipConfig{port: o.gossipPort, stateDir: o.stateDir, reclaim: o.reclaim}
 	for seed := range strings.SplitSeq(o.join, ",") {
 		if seed = strings.TrimSpace(seed); seed != "" {
 			g.join = append(g.join, seed)
@@ -242,72 +242,6 @@ func (o *nodeOptions) gossipConfig() (*gossipConfig, error) {
 	var err error
 	g.key, err = readKey(o.keyFile)
 	return g, err
-}
-
-// check refuses what this version cannot do.
-func (o *nodeOptions) check() error {
-	switch {
-	case o.underlay != underlayUDP && o.underlay != underlayPacket:
-		return usageError("--underlay %s: unknown (allowed: udp, packet)", o.underlay)
-	case o.holder != holderAuto && o.holder != holderOff:
-		return usageError("--holder %s: unknown (allowed: auto, off)", o.holder)
-	case o.takeover && o.holder == holderOff:
-		return usageError("--takeover with --holder off: what is taken over comes from the holder")
-	case o.maxFlows < leastFlows || o.maxFlows > mostFlows:
-		return usageError("--max-flows %d: out of range (allowed: %d to %d)", o.maxFlows, leastFlows, mostFlows)
-	case o.perSource < 0 || o.perSource > mostFlows:
-		return usageError("--max-flows-per-source %d: out of range (allowed: 0 to %d)", o.perSource, mostFlows)
-	case o.workers < 1 || o.workers > maxWorkers:
-		return usageError("--workers %d: out of range (allowed: 1 to %d)", o.workers, maxWorkers)
-	case o.busyPoll < 0 || o.busyPoll > maxBusyPoll:
-		return usageError("--busy-poll %v: out of range (allowed: 0 to %v)", o.busyPoll, maxBusyPoll)
-	case o.gossipPort < 1 || o.gossipPort > 65535:
-		return usageError("--gossip-port %d: out of range (allowed: 1 to 65535)", o.gossipPort)
-	}
-	if err := o.checkDevice(); err != nil {
-		return err
-	}
-	if err := o.cni.check(); err != nil {
-		return err
-	}
-	return o.checkStore()
-}
-
-func (o *nodeOptions) checkDevice() error {
-	switch kind := tap.Kind(o.device); {
-	case !slices.Contains(tap.Kinds(), kind):
-		return usageError("--device %s: unknown (allowed: %s)", o.device, joinKinds())
-	case kind.SingleQueue() && o.workers > 1:
-		return usageError("--workers %d with --device %s: its library has a single queue, which serves one worker: leave out --workers or use --device tap", o.workers, o.device)
-	case kind.SingleQueue() && o.keep:
-		return usageError("--keep with --device %s: the device ends with its single queue: leave out --keep or use --device tap", o.device)
-	}
-	return nil
-}
-
-// joinKinds lists the devices.
-func joinKinds() string {
-	var names []string
-	for _, k := range tap.Kinds() {
-		names = append(names, string(k))
-	}
-	return strings.Join(names, ", ")
-}
-
-func (o *nodeOptions) checkStore() error {
-	switch {
-	case o.store == storeFile && o.subnet == "":
-		return usageError("--store file: --subnet is missing: give this node's subnet, such as --subnet 10.244.1.0/24")
-	case o.store == storeFile:
-		return nil
-	case o.store != storeGossip:
-		return usageError("--store %s: unknown (allowed: gossip, file)", o.store)
-	case o.keyFile == "" && !o.insecure:
-		return usageError("a cluster key is missing: make one with tulle keygen and give every node the same with --key-file FILE, or give --insecure-no-key")
-	case o.keyFile != "" && o.insecure:
-		return usageError("--key-file and --insecure-no-key exclude each other")
-	}
-	return nil
 }
 
 // loadConfig reads net-conf.json. Only the default file may be absent.

@@ -5,13 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -171,25 +168,6 @@ func awaitLock(dir string) error {
 
 // request posts to the daemon that serves runDir.
 func request(ctx context.Context, runDir, path string) error {
-	socket := filepath.Join(runDir, socketName)
-	client := http.Client{Timeout: apiTimeout, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
-		DisableKeepAlives: true,
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://tulle"+path, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return &exitError{exitUnreachable, fmt.Errorf("no daemon answers on %s (%w)", socket, rootCause(err))}
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		return fmt.Errorf("the daemon on %s refused: %s", socket, strings.TrimSpace(string(why)))
-	}
-	return nil
+	_, err := call[yieldReport](ctx, runDir, http.MethodPost, path)
+	return err
 }

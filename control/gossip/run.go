@@ -56,6 +56,8 @@ func (s *Store) session(ctx context.Context, update func(View)) (*claim.Rebirth,
 		case <-ctx.Done():
 			s.leave()
 			return nil, nil
+		case f := <-s.calls:
+			f()
 		case <-s.wake:
 		case <-ticker.C:
 		}

@@ -57,6 +57,8 @@ type Config struct {
 	StateDir   string
 	Reserved   func() []netip.Prefix // blocks that nobody may claim: subnets of static peers; may be nil
 	Log        *slog.Logger          // nil: slog.Default
+	// ReclaimAfter is how long a node must be gone before its subnet is taken away; 0: never.
+	ReclaimAfter time.Duration
 }
 
 // A Store is one node's part in the gossip. Open makes it, Run runs it once; only View may be called beside Run.
@@ -75,7 +77,8 @@ type Store struct {
 	transport *transport             // of the list
 	diskErr   error                  // of the last write
 
-	wake chan struct{} // room for one
+	wake  chan struct{} // room for one
+	calls chan func()   // for Run, between two turns
 
 	mu           sync.Mutex     // guards what follows; never held while calling memberlist
 	id           claim.NodeID   // written by Run's goroutine only
@@ -144,7 +147,7 @@ func newStore(c Config) (*Store, error) {
 	return &Store{
 		machine: machine, claimer: &machine.Claimer, known: machine.Known,
 		config: c, pools: p, endpoint: netip.AddrPortFrom(c.Self.Underlay(), uint16(c.BindPort)), started: time.Now(),
-		wake: make(chan struct{}, 1), refusals: refusals{}, joinProblems: map[netip.AddrPort]joinProblem{}, seedProblems: map[string]string{},
+		wake: make(chan struct{}, 1), calls: make(chan func()), refusals: refusals{}, joinProblems: map[netip.AddrPort]joinProblem{}, seedProblems: map[string]string{},
 	}, nil
 }
 
@@ -189,6 +192,7 @@ func (s *Store) boot(least uint64) error {
 	s.mu.Lock()
 	lost := s.claimer.Lost
 	s.machine = claim.NewMachine(id, s.pools, disk.BootEpoch, memory, s.now())
+	s.machine.ReclaimAfter = s.config.ReclaimAfter
 	s.claimer, s.id, s.self, s.known, s.answers, s.outbox = &s.machine.Claimer, id, nil, s.machine.Known, nil, nil
 	s.conflicts = nil
 	s.lives = lives{of: map[claim.NodeID]*life{}, lastAck: s.now()}
