@@ -36,7 +36,7 @@ var kernelsOwn = map[packet.Verdict]bool{packet.DropVNI: true, packet.DropVXLANF
 var tullesOwn = map[packet.Verdict]bool{
 	packet.DropUnknownPeer: true, packet.DropInnerSource: true, packet.DropInnerDestination: true, packet.DropMartian: true, packet.DropMulticast: true, packet.DropNested: true,
 	packet.DropOtherMAC: true, packet.DropEtherType: true, packet.DropARP: true, packet.DropND: true, packet.DropFrameTruncated: true, packet.DropIPHeader: true, packet.DropIPChecksum: true,
-	packet.DropExtension: true, packet.DropL4Checksum: true, packet.DropFragmentTiny: true, packet.DropFragmentOverlap: true, packet.DropTTL: true,
+	packet.DropExtension: true, packet.DropL4Checksum: true, packet.DropFragmentTiny: true, packet.DropFragmentOverlap: true, packet.DropFragmentOrphan: true, packet.DropFragmentMemory: true, packet.DropTTL: true,
 	packet.DropUnrelated: true, packet.DropEngine: true, packet.EchoAnswered: true,
 }
 
@@ -74,7 +74,7 @@ func TestOracle(t *testing.T) {
 		r.now.Add(int64(time.Millisecond))
 		kernel := k.receive(t, outer)
 		switch {
-		case engine != nil && kernel != nil && bytes.Equal(engine[12:], kernel[12:]):
+		case engine != nil && kernel != nil && bytes.Equal(engine[12:], withoutPadding(kernel)[12:]):
 			same++
 		case engine == nil && kernel == nil && (kernelsOwn[verdict] || tullesOwn[verdict]):
 			explained[verdict]++
@@ -89,10 +89,24 @@ func TestOracle(t *testing.T) {
 			}
 		}
 	}
+	r.now.Add(int64(time.Minute))
+	r.w.begin() // fragments that still wait
 	t.Logf("%d the same, %d not delivered and explained: %v", same, len(explained), explained)
 	if same < 100 && *oraclePcap == "" {
 		t.Errorf("only %d packets were delivered", same)
 	}
+}
+
+// withoutPadding is a frame up to the end of its IP packet: what lies behind means nothing, and the engine leaves it out.
+func withoutPadding(frame []byte) []byte {
+	length := len(frame)
+	switch p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.DecodeOptions{}); ip := p.NetworkLayer().(type) {
+	case *layers.IPv4:
+		length = 14 + int(ip.Length)
+	case *layers.IPv6:
+		length = 14 + 40 + int(ip.Length)
+	}
+	return frame[:min(length, len(frame))]
 }
 
 func isFragment(frame []byte) bool {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/control/cniapi"
+	"github.com/tulle-net/tulle/dataplane/holder"
 )
 
 // The local API: JSON over HTTP on the unix socket RUN_DIR/tulle.sock, for root and the daemon's own user.
@@ -130,24 +131,11 @@ func (l trustedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if trusted(conn) {
+		if holder.Trusted(conn) {
 			return conn, nil
 		}
 		conn.Close()
 	}
-}
-
-func trusted(conn *net.UnixConn) bool {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return false
-	}
-	ok := false
-	err = raw.Control(func(fd uintptr) {
-		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		ok = err == nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid())
-	})
-	return err == nil && ok
 }
 
 // answer serves what get returns as JSON.

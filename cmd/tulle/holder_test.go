@@ -85,20 +85,12 @@ func TestHolderOfAnotherVersion(t *testing.T) {
 	}
 	for _, meta := range []string{`{"version": 99}`, `{`, `{"version": 1}`, `{"version": 1, "parts": [{"name": "tap", "files": 1000}]}`, `{"version": 1, "parts": [{"name": "tap", "files": -1}]}`} {
 		restart(t, l, func() {
-			c, err := holder.Dial(filepath.Join(n.RunDir, holderSocket))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			set, err := c.Take()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer set.Close()
-			set.Meta = []byte(meta)
-			if err := c.Keep(set); err != nil {
-				t.Fatal(err)
-			}
+			withSet(t, n, func(c *holder.Client, set holder.Set) {
+				set.Meta = []byte(meta)
+				if err := c.Keep(set); err != nil {
+					t.Fatal(err)
+				}
+			})
 		})
 		if h := status(t, l, 1).Holder; len(h.Adopted) != 0 || h.NotAdopted["all"] == "" || h.Keeps == 0 {
 			t.Errorf("%s: %+v", meta, h)

@@ -95,7 +95,35 @@ func checkOutside(t *testing.T, l *lab.Lab, mode netfilter.Mode, family string) 
 		case reached != c.want.IsValid() || got != c.want:
 			t.Errorf("%s: seen as %v (%v), want %v", c.what, got, err, c.want)
 		}
+		if got, err := arrives(c.from, c.at, c.to); err != nil || !strings.HasPrefix(c.what, "node") && got != c.want.IsValid() {
+			t.Errorf("%s, one way: %v (%v)", c.what, got, err)
+		}
 	}
+}
+
+// arrives sends a few datagrams from one namespace to an address in another one, and says whether one gets there: no answer is needed.
+func arrives(from, at string, to netip.Addr) (bool, error) {
+	var rx net.PacketConn
+	if err := lab.In(at, func() (err error) { rx, err = net.ListenPacket("udp", netip.AddrPortFrom(to, 0).String()); return err }); err != nil {
+		return false, err
+	}
+	defer rx.Close()
+	var tx net.Conn
+	if err := lab.In(from, func() (err error) { tx, err = net.Dial("udp", rx.LocalAddr().String()); return err }); err != nil {
+		return false, err
+	}
+	defer tx.Close()
+	for range 3 {
+		if _, err := tx.Write([]byte("one way")); err != nil {
+			return false, err
+		}
+	}
+	rx.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	_, _, err := rx.ReadFrom(make([]byte, 100))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // tracksNoPods demands that the kernel follows no flow between pods.

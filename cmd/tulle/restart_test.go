@@ -131,13 +131,9 @@ func restartWiped(t *testing.T, l *lab.Lab, before map[string]flowName) {
 	}
 }
 
-// wipeFlows writes zeros over the flow table that the holder of node 1 has.
-func wipeFlows(t *testing.T, l *lab.Lab) {
+// withSet has what a node's holder keeps.
+func withSet(t *testing.T, n lab.Node, f func(*holder.Client, holder.Set)) {
 	t.Helper()
-	n, err := l.Node(1)
-	if err != nil {
-		t.Fatal(err)
-	}
 	c, err := holder.Dial(filepath.Join(n.RunDir, holderSocket))
 	if err != nil {
 		t.Fatal(err)
@@ -148,6 +144,17 @@ func wipeFlows(t *testing.T, l *lab.Lab) {
 		t.Fatal(err)
 	}
 	defer set.Close()
+	f(c, set)
+}
+
+// wipeFlows writes zeros over the flow table that the holder of node 1 has.
+func wipeFlows(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	withSet(t, l.Nodes()[0], func(_ *holder.Client, set holder.Set) { wipe(t, set) })
+}
+
+func wipe(t *testing.T, set holder.Set) {
+	t.Helper()
 	var meta heldMeta
 	if err := json.Unmarshal(set.Meta, &meta); err != nil {
 		t.Fatal(err)

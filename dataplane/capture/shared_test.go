@@ -154,7 +154,7 @@ func testWireCutsSends(t *testing.T, vxlan bool) {
 	if err := unix.SetsockoptSockFprog(judged, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}); err != nil {
 		t.Fatal(err)
 	}
-	got := captured(t, s, func() {
+	got, _ := captured(t, s, func() {
 		for i, send := range sends {
 			out.send(t, send)
 			whole := 0
@@ -217,7 +217,7 @@ func TestWireFiltersSends(t *testing.T) {
 	}
 	r := seeded(t)
 	var want []int
-	got := captured(t, s, func() {
+	got, _ := captured(t, s, func() {
 		out := newSenders(t)
 		for range 200 {
 			send := randomSend(r, true)
@@ -389,8 +389,8 @@ func drain(t *testing.T, fd int) (packets [][]byte) {
 	}
 }
 
-// captured returns the records that a session makes while something runs.
-func captured(t *testing.T, s *Session, run func()) []Record {
+// captured returns the records that a session makes while something runs, and its counts.
+func captured(t *testing.T, s *Session, run func()) (records []Record, stats map[int]Statistics) {
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	from, to := io.Pipe()
@@ -400,11 +400,10 @@ func captured(t *testing.T, s *Session, run func()) []Record {
 		to.CloseWithError(err)
 		ended <- err
 	}()
-	var records []Record
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		records, _, _ = readStream(t, from)
+		records, stats, _ = readStream(t, from)
 	}()
 	run()
 	time.Sleep(50 * time.Millisecond)
@@ -413,5 +412,5 @@ func captured(t *testing.T, s *Session, run func()) []Record {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	return records
+	return records, stats
 }

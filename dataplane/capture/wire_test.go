@@ -1,14 +1,11 @@
 package capture
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"runtime"
 	"testing"
-	"time"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -81,37 +78,26 @@ func testWireProgram(t *testing.T, snap int) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	ctx, cancel := context.WithCancelCause(t.Context())
-	from, to := io.Pipe()
-	ended := make(chan error, 1)
-	go func() {
-		err := s.Run(ctx, to, func() {})
-		to.CloseWithError(err)
-		ended <- err
-	}()
 	r := seeded(t)
 	var want [][]byte
-	for range 3000 {
-		b := randomPacket(r, false)
-		kind := binary.BigEndian.Uint16(b[12:])
-		if kind == 0x8100 {
-			continue // a tag is the device's business: the kernel has taken it off before
+	got, stats := captured(t, s, func() {
+		for range 3000 {
+			b := randomPacket(r, false)
+			kind := binary.BigEndian.Uint16(b[12:])
+			if kind == 0x8100 {
+				continue // a tag is the device's business: the kernel has taken it off before
+			}
+			if r.IntN(4) == 0 {
+				b = append(b, make([]byte, r.IntN(8000))...)
+			}
+			if err := unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Protocol: networkOrder(kind), Ifindex: index}); err != nil {
+				t.Fatal(err)
+			}
+			if ofTunnel(b) {
+				want = append(want, b)
+			}
 		}
-		if r.IntN(4) == 0 {
-			b = append(b, make([]byte, r.IntN(8000))...)
-		}
-		if err := unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Protocol: networkOrder(kind), Ifindex: index}); err != nil {
-			t.Fatal(err)
-		}
-		if ofTunnel(b) {
-			want = append(want, b)
-		}
-	}
-	time.AfterFunc(50*time.Millisecond, func() { cancel(errors.New("over")) })
-	got, stats, _ := readStream(t, from)
-	if err := <-ended; err != nil {
-		t.Fatal(err)
-	}
+	})
 	if len(got) != len(want) || len(want) < 100 || stats[0].Received != uint64(len(want)) || stats[0].Missed != 0 {
 		t.Fatalf("%d packets handed over, want %d: %+v", len(got), len(want), stats[0])
 	}

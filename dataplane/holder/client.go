@@ -19,7 +19,7 @@ func Dial(path string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("holder: %w", err)
 	}
-	if !trusted(conn) {
+	if !Trusted(conn) {
 		conn.Close()
 		return nil, fmt.Errorf("holder: whoever serves %s is neither root's nor of this user", path)
 	}

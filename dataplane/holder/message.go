@@ -133,8 +133,8 @@ func rights(oob []byte) (fds []int, err error) {
 	return fds, err
 }
 
-// trusted says whether the other end is root's or this user's own.
-func trusted(c *net.UnixConn) bool {
+// Trusted says whether the other end of a unix socket is root's or this user's own (unix(7), SO_PEERCRED).
+func Trusted(c *net.UnixConn) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return false
