@@ -46,6 +46,7 @@ func (n *network) bequeath() {
 	data, err := json.Marshal(l)
 	if err != nil {
 		slog.Error("the state is not kept", "error", err)
+		return
 	}
 	n.remember(data)
 }

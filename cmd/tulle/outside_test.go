@@ -238,6 +238,12 @@ func repairNetfilter(t *testing.T, l *lab.Lab, mode netfilter.Mode) {
 	t.Helper()
 	n := l.Nodes()[0]
 	before := status(t, l, 1).Repairs[control.ChangedNetfilter]
+	in(t, n, func() error { return atop(true) })
+	time.Sleep(time.Second)
+	if now := status(t, l, 1).Repairs[control.ChangedNetfilter]; now != before {
+		t.Errorf("somebody's rule at the top of FORWARD is contested: %d repairs", now-before)
+	}
+	in(t, n, func() error { return atop(false) })
 	deleted := 0
 	in(t, n, func() (err error) { deleted, err = deleteOurs(); return err })
 	if want := map[netfilter.Mode]int{netfilter.Unset: 2, netfilter.Flat: 2, netfilter.Isolated: 2, netfilter.Island: 3}[mode]; deleted != want {
@@ -250,6 +256,30 @@ func repairNetfilter(t *testing.T, l *lab.Lab, mode netfilter.Mode) {
 		}
 		return nil
 	})
+}
+
+// atop puts a rule of somebody else's that does nothing before all in the FORWARD chain, or takes the first one away.
+func atop(there bool) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	chains, err := c.ListChains()
+	for _, chain := range chains {
+		if chain.Name != "FORWARD" {
+			continue
+		}
+		if there {
+			c.InsertRule(&nftables.Rule{Table: chain.Table, Chain: chain})
+			continue
+		}
+		rules, err := c.GetRules(chain.Table, chain)
+		if err != nil {
+			return err
+		}
+		c.DelRule(rules[0])
+	}
+	return errors.Join(err, c.Flush())
 }
 
 // deleteOurs deletes the table, and the rules in chains of others, and says how many that were.

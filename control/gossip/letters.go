@@ -2,6 +2,8 @@ package gossip
 
 import (
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/tulle-net/tulle/control/claim"
@@ -19,11 +21,18 @@ type outgoing struct {
 // letter takes a letter that a node sent directly. A request is answered from what this node knows now.
 func (s *Store) letter(raw []byte) {
 	s.mu.Lock()
+	self := s.id
+	s.mu.Unlock()
+	q, a, err := claim.OpenLetter(raw, self) // a signature takes too long for a lock
+	if err != nil {
+		s.refuse(refusedSignature, fmt.Sprintf("a letter sent here: %v", err))
+		return
+	}
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	q, a, err := claim.OpenLetter(raw, s.id)
 	switch {
-	case err != nil:
-		s.refusals.add(refusedSignature, fmt.Sprintf("a letter sent here: %v", err), s.now())
+	case s.id != self: // another identity since: it was not for this one
+		return
 	case len(s.outbox) >= maxOutbox || len(s.answers) >= maxOutbox:
 		return
 	case a != nil:
@@ -52,12 +61,7 @@ func (s *Store) deadLocked() map[claim.NodeID]bool {
 func (s *Store) hearFences(f claim.Fences) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for block := range f {
-		_, known := s.machine.Fences[block]
-		if !s.pools.Contain(block) || !known && len(s.machine.Fences) >= claim.MaxFences {
-			delete(f, block)
-		}
-	}
+	maps.DeleteFunc(f, func(block netip.Prefix, _ claim.Fence) bool { return !s.pools.Contain(block) })
 	if s.machine.HearFences(f, s.now()) {
 		s.dirty, s.unsaved = true, true
 		s.poke()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
@@ -34,15 +35,27 @@ func (t *table) apply() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	same, err := t.isThere(conn)
+	all, err := conn.ListChainsOfTableFamily(t.family.table)
+	if err != nil {
+		return false, err
+	}
+	var own, foreign []*nftables.Chain
+	for _, c := range all {
+		if c.Table.Name == tableName {
+			own = append(own, c)
+		} else {
+			foreign = append(foreign, c)
+		}
+	}
+	same, err := t.isThere(conn, own)
 	if err != nil {
 		return false, err
 	}
 	if !same {
 		t.replace(conn)
 	}
-	foreign, err := t.applyForward(conn)
-	if err != nil || same && !foreign {
+	forward, err := t.applyForward(conn, foreign)
+	if err != nil || same && !forward {
 		return false, err
 	}
 	return true, conn.Flush()
@@ -52,21 +65,9 @@ func (t *table) own() *nftables.Table {
 	return &nftables.Table{Name: tableName, Family: t.family.table}
 }
 
-// isThere says whether the own table has these chains with these rules and no others. A rule is known by its comment.
-func (t *table) isThere(conn *nftables.Conn) (bool, error) {
-	tables, err := conn.ListTablesOfFamily(t.family.table)
-	if err != nil {
-		return false, err
-	}
-	if !slices.ContainsFunc(tables, func(o *nftables.Table) bool { return o.Name == tableName }) {
-		return len(t.chains) == 0, nil
-	}
-	all, err := conn.ListChainsOfTableFamily(t.family.table)
-	if err != nil {
-		return false, err
-	}
-	have := slices.DeleteFunc(all, func(c *nftables.Chain) bool { return c.Table.Name != tableName })
-	if len(t.chains) == 0 || len(have) != len(t.chains) {
+// isThere says whether the own table's chains are these, with these rules and no others. A rule is known by its comment.
+func (t *table) isThere(conn *nftables.Conn, have []*nftables.Chain) (bool, error) {
+	if len(have) != len(t.chains) {
 		return false, nil
 	}
 	for _, want := range t.chains {
@@ -119,14 +120,11 @@ func (t *table) replace(conn *nftables.Conn) {
 }
 
 // applyForward puts the own rules to the top of foreign chains at the forward hook that drop by policy: a packet that the own table accepts
-// meets them all the same (nft(8): accept is final for one base chain). Docker's is one, and so iptables' filter FORWARD.
-func (t *table) applyForward(conn *nftables.Conn) (changed bool, err error) {
-	all, err := conn.ListChainsOfTableFamily(t.family.table)
-	if err != nil {
-		return false, err
-	}
-	for _, c := range all {
-		if c.Table.Name == tableName || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward {
+// meets them all the same (nft(8): accept is final for one base chain). Docker's is one, and so iptables' filter FORWARD. What others
+// put before them later stays there: whoever wants the top as well would want it back, and both for ever.
+func (t *table) applyForward(conn *nftables.Conn, foreign []*nftables.Chain) (changed bool, err error) {
+	for _, c := range foreign {
+		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward {
 			continue
 		}
 		want := t.forward
@@ -140,19 +138,19 @@ func (t *table) applyForward(conn *nftables.Conn) (changed bool, err error) {
 		if err != nil {
 			return changed, err
 		}
-		changed = t.applyTop(conn, c, rules, want) || changed
+		changed = t.applyTo(conn, c, rules, want) || changed
 	}
 	return changed, nil
 }
 
-// applyTop makes the own rules those at the top of a foreign chain.
-func (t *table) applyTop(conn *nftables.Conn, c *nftables.Chain, have []*nftables.Rule, want []rule) (changed bool) {
+// applyTo makes the own rules in a foreign chain these.
+func (t *table) applyTo(conn *nftables.Conn, c *nftables.Chain, have []*nftables.Rule, want []rule) (changed bool) {
 	comments := t.comments("forward", want)
-	mine := slices.DeleteFunc(slices.Clone(have), func(r *nftables.Rule) bool {
+	mine := slices.DeleteFunc(have, func(r *nftables.Rule) bool {
 		text, ok := userdata.GetString(r.UserData, userdata.TypeComment)
-		return !ok || len(text) <= len(tableName) || text[:len(tableName)+1] != tableName+" "
+		return !ok || !strings.HasPrefix(text, tableName+" ")
 	})
-	if len(mine) == len(want) && len(have) >= len(want) && sameRules(have[:len(want)], comments) {
+	if sameRules(mine, comments) {
 		return false
 	}
 	for _, r := range mine {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"syscall"
@@ -224,7 +223,7 @@ func narrow(ctx context.Context, c *chaos, n lab.Node) error {
 func wire(d time.Duration, out, in impair.Spec) func(context.Context, *chaos, lab.Node) error {
 	return func(ctx context.Context, c *chaos, n lab.Node) error {
 		out, in := out, in
-		out.Seed, in.Seed = rand.Uint64(), rand.Uint64()
+		out.Seed, in.Seed = c.random.Uint64(), c.random.Uint64()
 		i, err := c.lab.Impair(n.Number, out, in)
 		if err != nil {
 			return err
