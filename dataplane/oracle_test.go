@@ -175,7 +175,9 @@ func newKernelVXLAN(t *testing.T) *kernelVXLAN {
 	k.wire = k.socket(t, far.Attrs().Index)
 	for v6, local := range map[bool]string{false: "192.0.2.1", true: "2001:db8::1"} {
 		name := map[bool]string{false: "tulle-v4", true: "tulle-v6"}[v6]
-		must(netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: macA[:], MTU: 8000}, VxlanId: 1, SrcAddr: net.ParseIP(local), Port: 8472}))
+		peer := net.IP(map[bool]netip.AddrPort{false: nodeB, true: nodeB6}[v6].Addr().AsSlice())
+		must(netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: peer, HardwareAddr: far.Attrs().HardwareAddr, State: netlink.NUD_PERMANENT}))
+		must(netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: macA[:], MTU: 8000}, VxlanId: 1, SrcAddr: net.ParseIP(local), Group: peer, VtepDevIndex: link.Attrs().Index, Port: 8472}))
 		device, err := netlink.LinkByName(name)
 		must(err)
 		e, err := ethtool.NewEthtool()
