@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -349,6 +350,9 @@ func coded(err error) error {
 		if errors.Is(err, c.is) {
 			code = cmp.Or(code, c.code)
 		}
+	}
+	if errors.As(err, new(*fs.PathError)) { // the disk's
+		code = cmp.Or(code, cniapi.CodeIO)
 	}
 	return &cniapi.Error{Code: cmp.Or(code, cniapi.CodeInternal), Msg: err.Error()}
 }
