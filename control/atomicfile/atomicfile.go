@@ -1,6 +1,6 @@
 // Package atomicfile replaces small files in one step: the daemon's state, and what other programs read of it.
 //
-// It never reads a file and knows nothing of what is in one. What it relies on is rename(2) and fsync(2) of POSIX.
+// It knows nothing of what is in one. What it relies on is rename(2), link(2) and fsync(2) of POSIX.
 package atomicfile
 
 import (

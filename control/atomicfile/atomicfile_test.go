@@ -2,6 +2,7 @@ package atomicfile
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -105,5 +106,35 @@ func TestCopy(t *testing.T) {
 	got, err := os.ReadFile(from + "2")
 	if info, _ := os.Stat(from + "2"); err != nil || string(got) != "binary" || info.Mode().Perm() != 0o755 {
 		t.Errorf("%q %v", got, err)
+	}
+}
+
+// TestSaveKeepsOneGeneration saves again and again, and damages what is there now and then: Load returns the last content or says that it
+// is damaged, and beside it lies the last one before it that was whole.
+func TestSaveKeepsOneGeneration(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	var whole, before []byte // nil: damaged, none
+	for i := range 60 {
+		content := bytes.Repeat([]byte{byte('a' + i%26), '\n'}, i+1)
+		if err := Save(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if whole != nil {
+			before = whole
+		}
+		whole = content
+		if i%3 == 1 {
+			if err := os.WriteFile(path, []byte("torn"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			whole = nil
+		}
+		got, err := Load(path)
+		if whole == nil != errors.Is(err, ErrDamaged) || whole != nil && !bytes.Equal(got, whole) {
+			t.Fatalf("save %d: %q, %v, want %q", i, got, err, whole)
+		}
+		if got, err := Load(path + Previous); before != nil && (err != nil || !bytes.Equal(got, before)) {
+			t.Fatalf("save %d: the one before is %q, %v, want %q", i, got, err, before)
+		}
 	}
 }

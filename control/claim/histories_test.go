@@ -166,7 +166,7 @@ func (w *world) release(n *simNode) {
 	for _, other := range w.nodes {
 		w.send(n.slot, other.slot, n.state(), true)
 	}
-	w.raised[n.had.Block] = raised{n.m.Fences[n.had.Block].Number, w.now}
+	w.raised[n.had.Block] = raised{n.m.Fences[n.had.Block].Number, w.now, w.now}
 	n.disk.claims, n.up, n.gone, n.had = nil, false, true, Claim{}
 }
 

@@ -101,11 +101,17 @@ func (w *world) check() {
 	if w.now%(5*simStep) != 0 {
 		return
 	}
+	for block, r := range w.raised {
+		if !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.running() && n.m.Fences[block].Number >= r.number }) {
+			r.unknown = w.now
+			w.raised[block] = r
+		}
+	}
 	for i, n := range w.nodes {
 		c := n.m.Claimer.Claim
 		for block, f := range n.m.Fences {
 			if r := w.raised[block]; n.up && f.Number > r.number {
-				w.raised[block] = raised{f.Number, w.now}
+				w.raised[block] = raised{f.Number, w.now, w.now}
 			}
 		}
 		if !n.running() || c.State != Confirmed {
@@ -117,7 +123,7 @@ func (w *world) check() {
 		if !w.calm(5 * time.Second) {
 			continue
 		}
-		if r := w.raised[c.Block]; c.Fence < r.number && w.now-r.at > 5*time.Second && w.remembered(n, c.Block, r) {
+		if r := w.raised[c.Block]; c.Fence < r.number && w.now-r.unknown > 5*time.Second && w.remembered(n, c.Block, r) {
 			w.violated("I5", "%s has %s with fence %d, which ended below %d", n.name, c.Block, c.Fence, r.number)
 		}
 		for _, other := range w.nodes[:i] {

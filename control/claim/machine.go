@@ -37,6 +37,7 @@ type Machine struct {
 // A Memory is what a node has to know after a restart.
 type Memory struct {
 	Last   LastWords
+	Known  []*Record // of other nodes, as far as they have a claim: when all restart at different times, nobody else knows of those who come last
 	Fences Fences
 	Gone   map[NodeID]time.Duration
 }
@@ -62,6 +63,11 @@ func NewMachine(id NodeID, p Pools, epoch uint64, kept Memory, now time.Duration
 	m.Twins.Last = kept.Last
 	maps.Copy(m.Fences, kept.Fences)
 	maps.Copy(m.gone, kept.Gone)
+	for _, r := range kept.Known {
+		if r.ID != id {
+			m.Known.Merge(r)
+		}
+	}
 	return m
 }
 
@@ -71,7 +77,14 @@ func (m *Machine) Memory(block netip.Prefix) Memory {
 	if m.Self != nil {
 		last.Epoch, last.Nonce, last.Seq = m.Self.Epoch, m.Self.Nonce, m.Self.Seq
 	}
-	return Memory{last, maps.Clone(m.Fences), maps.Clone(m.gone)}
+	var known []*Record
+	for id, r := range m.Known {
+		if id != m.ID && slices.ContainsFunc(r.Claims, func(c Claim) bool { return c.State != Released && !m.Fences.Dead(c) }) {
+			known = append(known, r)
+		}
+	}
+	slices.SortFunc(known, func(a, b *Record) int { return a.ID.Compare(b.ID) })
+	return Memory{last, known, maps.Clone(m.Fences), maps.Clone(m.gone)}
 }
 
 // Hear takes a verified record, and says whether it was news.

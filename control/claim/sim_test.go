@@ -41,8 +41,9 @@ type world struct {
 
 // raised is when a fence rose first, anywhere.
 type raised struct {
-	number uint64
-	at     time.Duration
+	number  uint64
+	at      time.Duration
+	unknown time.Duration // when no running node knew of it last
 }
 
 // A simNode is a machine with a network address: the node's Store without sockets and files.

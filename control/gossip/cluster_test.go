@@ -81,7 +81,7 @@ func TestAlone(t *testing.T) {
 	if targets := n.store.targets(t.Context()); len(targets) != 0 {
 		t.Errorf("it joins itself: %s", targets)
 	}
-	disk, err := loadState(n.config.StateDir, n.store.id)
+	disk, _, err := loadState(n.config.StateDir, n.store.id)
 	if err != nil || len(disk.Claims) != 1 || disk.Claims[0].Block != subnet || disk.BootEpoch != 1 {
 		t.Errorf("on disk: %+v, %v", disk, err)
 	}

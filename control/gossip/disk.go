@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
@@ -22,11 +23,14 @@ import (
 // Files in the state directory.
 const (
 	keyFile   = "node.key"    // the Ed25519 seed in hex, 0600
-	stateFile = "gossip.json" // diskState
+	stateFile = "gossip.json" // diskState, with a checksum
 )
 
-// diskVersion is the version of the state file.
-const diskVersion = 1
+// diskVersion is the version of the state file; unsealedVersion that of those which had no checksum.
+const (
+	diskVersion     = 2
+	unsealedVersion = 1
+)
 
 // maxEndpoints bounds how many endpoints are kept for finding the network again.
 const maxEndpoints = 32
@@ -41,6 +45,7 @@ type diskState struct {
 	Claims    []diskClaim      `json:"claims"`    // confirmed ones
 	Endpoints []netip.AddrPort `json:"endpoints"` // of other nodes that were alive last
 
+	Known  [][]byte         `json:"records,omitempty"` // of other nodes that have a claim, as they signed them
 	Fences []diskFence      `json:"fences,omitempty"`
 	Gone   map[string]int64 `json:"goneSeconds,omitempty"` // node ID: how long it has been gone
 }
@@ -83,8 +88,10 @@ func newIdentity(dir string) (ed25519.PrivateKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the node's key: %w", err)
 	}
-	if err := os.Remove(filepath.Join(dir, stateFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("remove the state of the former key: %w", err)
+	for _, name := range []string{stateFile, stateFile + atomicfile.Previous} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("remove the state of the former key: %w", err)
+		}
 	}
 	return key, atomicfile.Write(filepath.Join(dir, keyFile), []byte(hex.EncodeToString(key.Seed())+"\n"), 0o600)
 }
@@ -105,34 +112,55 @@ func readKey(path string) (ed25519.PrivateKey, error) {
 	return ed25519.NewKeyFromSeed(seed), nil
 }
 
-// loadState reads the state of the node id. A directory without one is a node's first boot.
-func loadState(dir string, id claim.NodeID) (diskState, error) {
+// loadState reads the state of the node id, or, if that is damaged, the one before it: then older says what is wrong. A directory without
+// any is a node's first boot.
+func loadState(dir string, id claim.NodeID) (s diskState, older error, err error) {
 	path := filepath.Join(dir, stateFile)
-	empty := diskState{Version: diskVersion, NodeID: id.String()}
-	data, err := os.ReadFile(path)
+	s, err = readState(path, id)
 	if errors.Is(err, fs.ErrNotExist) {
-		return empty, nil
+		return diskState{Version: diskVersion, NodeID: id.String()}, nil, nil
 	}
-	if err != nil {
-		return empty, fmt.Errorf("state: %w", err)
+	if !errors.Is(err, errDamaged) {
+		return s, nil, err
 	}
-	var s diskState
-	if err := json.Unmarshal(data, &s); err != nil {
-		return empty, damaged(path, err.Error())
+	before, errBefore := readState(path+atomicfile.Previous, id)
+	if errBefore != nil {
+		return s, nil, fmt.Errorf("%w; %s: %v: restore one, or remove both and the node asks the others for its subnet or claims anew", err, path+atomicfile.Previous, errBefore)
+	}
+	before.BootEpoch++ // the damaged one may be of a later boot
+	return before, err, nil
+}
+
+// errDamaged: a state file is not as it was written.
+var errDamaged = errors.New("is damaged")
+
+func damaged(path, what string) error { return fmt.Errorf("%s %w: %s", path, errDamaged, what) }
+
+func readState(path string, id claim.NodeID) (s diskState, err error) {
+	data, err := atomicfile.Load(path)
+	sealed := err == nil
+	if err != nil && !errors.Is(err, atomicfile.ErrDamaged) {
+		return s, fmt.Errorf("state: %w", err)
+	}
+	if errJSON := json.Unmarshal(data, &s); errJSON != nil {
+		return s, damaged(path, cmp.Or(err, errJSON).Error())
 	}
 	switch {
-	case s.Version != diskVersion:
-		return empty, fmt.Errorf("%s is of version %d, this tulle knows version %d: run the tulle that wrote it, or remove it and the node claims anew", path, s.Version, diskVersion)
+	case !sealed && s.Version != unsealedVersion:
+		return s, damaged(path, err.Error())
+	case sealed && s.Version != diskVersion:
+		return s, fmt.Errorf("%s is of version %d, this tulle knows version %d: run the tulle that wrote it, or remove it and the node claims anew", path, s.Version, diskVersion)
 	case s.NodeID != id.String():
-		return empty, fmt.Errorf("%s is of node %s, but %s is of node %s: restore the two together, or remove both and the node becomes a new one", path, s.NodeID, keyFile, id)
+		return s, fmt.Errorf("%s is of node %s, but %s is of node %s: restore the two together, or remove both and the node becomes a new one", path, s.NodeID, keyFile, id)
 	case s.BootEpoch == 0:
-		return empty, damaged(path, "bootEpoch is missing")
+		return s, damaged(path, "bootEpoch is missing")
 	}
 	for _, c := range s.Claims {
 		if _, err := c.claim(); err != nil {
-			return empty, damaged(path, err.Error())
+			return s, damaged(path, err.Error())
 		}
 	}
+	s.Version = diskVersion
 	return s, nil
 }
 
@@ -155,12 +183,20 @@ func (s *diskState) memory() claim.Memory {
 			m.Gone[id] = time.Duration(seconds) * time.Second
 		}
 	}
+	for _, raw := range s.Known {
+		if r, err := claim.OpenRecord(raw); err == nil {
+			m.Known = append(m.Known, r)
+		}
+	}
 	return m
 }
 
 // remember is memory's inverse, but for the claims.
 func (s *diskState) remember(m claim.Memory) {
-	s.Fences, s.Gone = nil, nil
+	s.Fences, s.Gone, s.Known = nil, nil, nil
+	for _, r := range m.Known {
+		s.Known = append(s.Known, r.Raw)
+	}
 	for block, f := range m.Fences {
 		s.Fences = append(s.Fences, diskFence{block, f.Number, f.Served.Milliseconds()})
 	}
@@ -173,10 +209,6 @@ func (s *diskState) remember(m claim.Memory) {
 			s.Gone[id.String()] = seconds
 		}
 	}
-}
-
-func damaged(path, what string) error {
-	return fmt.Errorf("%s is damaged: %s: restore it, or remove it and the node asks the others for its subnet or claims anew", path, what)
 }
 
 // claim converts and checks a claim from disk.
@@ -201,5 +233,5 @@ func (s *diskState) save(dir string) error {
 	if err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
-	return atomicfile.Write(filepath.Join(dir, stateFile), append(data, '\n'), 0o600)
+	return atomicfile.Save(filepath.Join(dir, stateFile), append(data, '\n'), 0o600)
 }

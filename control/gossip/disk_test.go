@@ -3,6 +3,8 @@ package gossip
 import (
 	"bytes"
 	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/tulle-net/tulle/control/atomicfile"
 	"github.com/tulle-net/tulle/control/claim"
 )
 
@@ -27,7 +30,7 @@ func someState(id claim.NodeID) diskState {
 
 func TestStateOnDisk(t *testing.T) {
 	dir, id := t.TempDir(), claim.NodeID{1}
-	fresh, err := loadState(dir, id)
+	fresh, _, err := loadState(dir, id)
 	if err != nil || fresh.BootEpoch != 0 || fresh.Claims != nil {
 		t.Fatalf("%+v %v", fresh, err)
 	}
@@ -35,7 +38,7 @@ func TestStateOnDisk(t *testing.T) {
 	if err := want.save(dir); err != nil {
 		t.Fatal(err)
 	}
-	got, err := loadState(dir, id)
+	got, _, err := loadState(dir, id)
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})); d != "" || err != nil {
 		t.Fatalf("%v %s", err, d)
 	}
@@ -63,7 +66,7 @@ func TestCrashWhileWritingKeepsTheOldState(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, stateFile+".tmp"), data[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := loadState(dir, id); err != nil || got.BootEpoch != 7 {
+		if got, _, err := loadState(dir, id); err != nil || got.BootEpoch != 7 {
 			t.Fatalf("after %d bytes: %+v, %v", n, got, err)
 		}
 	}
@@ -80,38 +83,86 @@ func TestCrashWhileWritingKeepsTheOldState(t *testing.T) {
 	if seen, err := io.ReadAll(reader); err != nil || !bytes.Equal(seen, data) {
 		t.Errorf("the old file was written to: %q, %v", seen, err)
 	}
-	if got, err := loadState(dir, id); err != nil || got.BootEpoch != 8 {
+	if got, _, err := loadState(dir, id); err != nil || got.BootEpoch != 8 {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
 
-// Whatever is left of a file that something else cut, the node says which it is and what helps.
-func TestTruncatedState(t *testing.T) {
+// TestDamagedState cuts the state at each byte, and turns each bit over: it is always found out, and the state before it taken. If that is
+// damaged too, the node says which files it is and what helps.
+func TestDamagedState(t *testing.T) {
 	dir, id := t.TempDir(), claim.NodeID{1}
 	path := filepath.Join(dir, stateFile)
 	s := someState(id)
 	if err := s.save(dir); err != nil {
 		t.Fatal(err)
 	}
-	data, err := os.ReadFile(path)
+	first, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := range len(data) - 1 { // the last byte is the end of the line
-		if err := os.WriteFile(path, data[:n], 0o600); err != nil {
+	s.BootEpoch, s.Seq = 8, 1
+	if err := s.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	try := func(what string, bad []byte) {
+		t.Helper()
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := loadState(dir, id)
-		if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "remove it") {
-			t.Fatalf("cut to %d bytes: %+v, %v", n, got, err)
+		if got, older, err := loadState(dir, id); err != nil || older == nil || got.BootEpoch != 8 || got.Seq != 3 { // one boot is added
+			t.Fatalf("%s: %+v, %v, %v", what, got, older, err)
 		}
+	}
+	for n := range whole {
+		try(fmt.Sprintf("cut to %d bytes", n), whole[:n])
+		for bit := range 8 {
+			bad := bytes.Clone(whole)
+			bad[n] ^= 1 << bit
+			try(fmt.Sprintf("byte %d, bit %d", n, bit), bad)
+		}
+	}
+	if err := s.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := os.ReadFile(path + atomicfile.Previous); err != nil || !bytes.Equal(kept, first) {
+		t.Errorf("a damaged state took the place of the one before it: %q, %v", kept, err)
+	}
+	for _, p := range []string{path, path + atomicfile.Previous} {
+		if err := os.WriteFile(p, whole[:100], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := loadState(dir, id); err == nil || !strings.Contains(err.Error(), path+atomicfile.Previous) || !strings.Contains(err.Error(), "remove both") {
+		t.Errorf("both damaged: %v", err)
+	}
+}
+
+// TestUnsealedState: what a tulle before checksums wrote is read.
+func TestUnsealedState(t *testing.T) {
+	dir, id := t.TempDir(), claim.NodeID{1}
+	s := someState(id)
+	s.Version = unsealedVersion
+	data, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, stateFile), append(data, '\n'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, older, err := loadState(dir, id); err != nil || older != nil || got.BootEpoch != 7 || got.Version != diskVersion {
+		t.Errorf("%+v, %v, %v", got, older, err)
 	}
 }
 
 func TestWrongState(t *testing.T) {
 	id := claim.NodeID{1}
 	for what, change := range map[string]func(*diskState){
-		"of version 2":             func(s *diskState) { s.Version = 2 },
+		"of version 3":             func(s *diskState) { s.Version = 3 },
 		"restore the two together": func(s *diskState) { s.NodeID = claim.NodeID{2}.String() },
 		"bootEpoch is missing":     func(s *diskState) { s.BootEpoch = 0 },
 		"10.244.3.1/24":            func(s *diskState) { s.Claims[0].Block = netip.MustParsePrefix("10.244.3.1/24") },
@@ -123,7 +174,7 @@ func TestWrongState(t *testing.T) {
 		if err := s.save(dir); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := loadState(dir, id); err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), dir) {
+		if _, _, err := loadState(dir, id); err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), dir) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

@@ -80,15 +80,21 @@ func TestDamagedLettersAreRefused(t *testing.T) {
 	}
 }
 
-func TestFencesSurviveARestart(t *testing.T) {
+func TestMemorySurvivesARestart(t *testing.T) {
+	other := plainRecord(func(*claim.Record) {})
+	if err := other.Sign(testKeys[0]); err != nil {
+		t.Fatal(err)
+	}
 	m := claim.Memory{
 		Fences: claim.Fences{netip.MustParsePrefix("10.244.3.0/24"): {Number: 4, Served: 90 * time.Second}},
 		Gone:   map[claim.NodeID]time.Duration{{8}: time.Hour},
+		Known:  []*claim.Record{other},
 	}
 	var d diskState
 	d.remember(m)
 	got := d.memory()
-	if len(got.Fences) != 1 || got.Fences[netip.MustParsePrefix("10.244.3.0/24")] != m.Fences[netip.MustParsePrefix("10.244.3.0/24")] || got.Gone[claim.NodeID{8}] != time.Hour {
+	if len(got.Fences) != 1 || got.Fences[netip.MustParsePrefix("10.244.3.0/24")] != m.Fences[netip.MustParsePrefix("10.244.3.0/24")] || got.Gone[claim.NodeID{8}] != time.Hour ||
+		len(got.Known) != 1 || got.Known[0].ID != m.Known[0].ID {
 		t.Errorf("%+v, want %+v", got, m)
 	}
 }

@@ -87,7 +87,7 @@ type Store struct {
 	known        claim.Records  // of machine
 	answers      []claim.Answer // to be counted in the next turn
 	outbox       []outgoing     // letters to be sent then
-	unsaved      bool           // fences were heard of that are not on disk
+	unsaved      bool           // fences or claims were heard of that are not on disk
 	lives        lives
 	rumors       rumors
 	refusals     refusals
@@ -178,9 +178,12 @@ func checkGiven(p claim.Pools, self control.Node) error {
 // boot counts a boot, above the epoch least, and starts to speak: in this order.
 func (s *Store) boot(least uint64) error {
 	id := claim.IDOf(s.key.Public().(ed25519.PublicKey))
-	disk, err := loadState(s.config.StateDir, id)
+	disk, older, err := loadState(s.config.StateDir, id)
 	if err != nil {
 		return err
+	}
+	if older != nil {
+		s.config.Log.Warn("gossip: goes on with the state before the last one", "reason", older)
 	}
 	memory := disk.memory()
 	disk.BootEpoch = max(disk.BootEpoch, least) + 1
@@ -335,11 +338,22 @@ func (s *Store) take(raw []byte, where string) *claim.Record {
 		s.refusals.add(refusedLimit, fmt.Sprintf("%s: %s: %d nodes are known already", where, r, claim.MaxRecords), s.now())
 		return nil
 	}
+	before := s.known[r.ID]
 	if s.machine.Hear(r, s.now()) {
-		s.dirty = true
+		s.dirty, s.unsaved = true, s.unsaved || !sameClaim(before, r)
 		s.poke()
 	}
 	return r
+}
+
+// sameClaim says whether a node's next record changes nothing of what the others have to remember.
+func sameClaim(before, r *claim.Record) bool {
+	if before == nil {
+		return false
+	}
+	was, _ := before.ConfirmedClaim()
+	is, _ := r.ConfirmedClaim()
+	return was.Block == is.Block && was.Fence == is.Fence
 }
 
 // knownAs returns the record of which raw is the encoding, if it is in the map: it is verified already.
