@@ -124,7 +124,14 @@ func TestSaveKeepsOneGeneration(t *testing.T) {
 		}
 		whole = content
 		if i%3 == 1 {
-			if err := os.WriteFile(path, []byte("torn"), 0o600); err != nil {
+			torn, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if torn[i/2] ^= 4; i%2 == 0 {
+				torn = torn[:i]
+			}
+			if err := os.WriteFile(path, torn, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			whole = nil

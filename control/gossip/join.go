@@ -17,8 +17,8 @@ const (
 	// aloneRetry paces the search of a node that knows nobody: it shall find the others within 2 s of their start.
 	aloneRetry = 500 * time.Millisecond
 	// rejoinMin to rejoinMax paces the search for those who are missing: memberlist never heals a partition that
-	// outlasted its memory of the dead, 30 s.
-	rejoinMin, rejoinMax = 5 * time.Second, 15 * time.Second
+	// outlasted its memory of the dead, 30 s. rejoinEach is added for each node that is there: the more of them search, the less each has to.
+	rejoinMin, rejoinMax, rejoinEach = 1500 * time.Millisecond, 10 * time.Second, 250 * time.Millisecond
 	// joinsAtOnce bounds the dials of one round: a large network with many dead nodes is not searched through at once.
 	joinsAtOnce = 8
 )
@@ -48,13 +48,9 @@ func (s *Store) rejoin(ctx context.Context) {
 		s.joinRound(ctx, s.targets(ctx))
 		s.mu.Lock()
 		s.joined, s.dirty = true, true
-		alone := s.aloneLocked()
+		pause := rejoinPause(s.liveLocked())
 		s.mu.Unlock()
 		s.poke()
-		pause := rejoinMin + rand.N(rejoinMax-rejoinMin)
-		if alone {
-			pause = aloneRetry + rand.N(aloneRetry)
-		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -160,11 +156,20 @@ type joinProblem struct {
 	refused bool // there is a node, and it refuses
 }
 
-func (s *Store) aloneLocked() bool {
+// rejoinPause is how long a node waits before it searches again, when it sees so many others.
+func rejoinPause(live int) time.Duration {
+	pause := aloneRetry
+	if live > 0 {
+		pause = min(rejoinMin+time.Duration(live)*rejoinEach, rejoinMax)
+	}
+	return pause + rand.N(pause/2)
+}
+
+func (s *Store) liveLocked() (live int) {
 	for _, r := range s.known {
 		if r.ID != s.id && s.lives.alive(r) {
-			return false
+			live++
 		}
 	}
-	return true
+	return live
 }

@@ -25,6 +25,7 @@ const (
 	suspicionMaxMult = 2                // without others who confirm
 	pushPullInterval = 10 * time.Second // for the records of dead nodes, which no member gossips
 	streamTimeout    = 5 * time.Second  // of a whole TCP exchange, each side
+	dialTimeout      = 2 * time.Second  // of its beginning: a node behind a cut link must not hold the search for the others up
 )
 
 // label keeps networks apart that share an underlay. It is no secret. In a dual-stack network it holds all that an IPv6
@@ -90,7 +91,7 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 }
 
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	d := net.Dialer{Timeout: timeout, LocalAddr: t.local}
+	d := net.Dialer{Timeout: min(timeout, dialTimeout), LocalAddr: t.local}
 	c, err := d.DialContext(t.ctx, "tcp", a.Addr)
 	if err != nil {
 		return nil, err

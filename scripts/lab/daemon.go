@@ -118,7 +118,7 @@ func (r *record) seed(n *node) *node {
 		if other.Number == n.Seed {
 			return other
 		}
-		if other.Daemon.alive() && !other.MayFail && !other.Kernel {
+		if other.Daemon.alive() && !other.MayFail && !other.Kernel && r.apart(other) == r.apart(n) {
 			first = other
 		}
 	}

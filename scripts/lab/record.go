@@ -32,6 +32,7 @@ type record struct {
 	Holder        bool        `json:"holder"`      // beside each daemon
 	StaticPeers   bool        `json:"staticPeers"` // the daemons read the peers file
 	Routed        bool        `json:"routed"`
+	Far           []int       `json:"far"` // numbers of the nodes on the far side of a split underlay
 	Executable    string      `json:"executable"`
 	FlannelPeer   string      `json:"flannelPeer"`
 	PeerArgs      []string    `json:"peerArgs"`

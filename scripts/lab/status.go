@@ -226,7 +226,7 @@ func (l *Lab) awaitPeers(ctx context.Context) error {
 			return nil
 		}
 		return l.await(ctx, n, fmt.Sprintf("a way to all of the %d others", len(want)-1), func(s status) bool {
-			return !slices.ContainsFunc(want, func(other *node) bool { return other != n && !s.reaches(other) })
+			return !slices.ContainsFunc(want, func(other *node) bool { return other != n && l.rec.apart(other) == l.rec.apart(n) && !s.reaches(other) })
 		})
 	})
 	if err != nil {
