@@ -19,7 +19,7 @@ import (
 type Sequence struct {
 	Count    int
 	Size     int           // of the payload, bytes, 8 to 65,507
-	Interval time.Duration // from datagram to datagram; none if 0
+	Interval time.Duration // from datagram to datagram, on average; none if 0
 	Quiet    time.Duration // how long nothing has to come, after the last was sent, for the rest to be lost
 }
 
@@ -87,7 +87,7 @@ func payload(b []byte, number uint64) {
 }
 
 func (s Sequence) send(ctx context.Context, tx *net.UDPConn) (sent, refused int) {
-	b := make([]byte, s.Size)
+	b, next := make([]byte, s.Size), time.Now()
 	for number := range s.Count {
 		if ctx.Err() != nil {
 			break
@@ -98,10 +98,23 @@ func (s Sequence) send(ctx context.Context, tx *net.UDPConn) (sent, refused int)
 			refused++
 		}
 		if s.Interval > 0 {
-			time.Sleep(s.Interval)
+			next = s.pause(next.Add(s.Interval))
 		}
 	}
 	return sent, refused
+}
+
+// mostBehind is how much of a delay is made up for: more would be a burst that no receiver has room for.
+const mostBehind = 10 * time.Millisecond
+
+// pause waits until the next datagram is due, and returns when that was.
+func (s Sequence) pause(due time.Time) time.Time {
+	wait := time.Until(due)
+	if wait < -mostBehind {
+		return due.Add(-wait - mostBehind)
+	}
+	time.Sleep(wait)
+	return due
 }
 
 // receive fills r's counters of arrivals. It ends when nothing has come for Quiet since the last was sent.

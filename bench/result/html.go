@@ -27,6 +27,7 @@ type page struct {
 	Lost, Won       outcomeChart
 	Sections        []section
 	Curves          []plot
+	Restarts        [][]string // the head first
 	Rows            [][]string
 }
 
@@ -89,7 +90,7 @@ func (r *Result) page() page {
 	for _, underlay := range underlays {
 		p.Sections = append(p.Sections, r.section(underlay, rows))
 	}
-	p.Curves = r.curvePlots()
+	p.Curves, p.Restarts = r.curvePlots(), r.restartRows()
 	for _, row := range rows {
 		p.Rows = append(p.Rows, []string{row.Underlay, row.Name, row.Path, row.Shown(), Format(row.Value.Min, row.Unit),
 			Format(row.Value.Max, row.Unit), r.Ratio(row), strings.Join(row.Flags, ", ")})

@@ -25,6 +25,9 @@ func (r *Result) WriteMarkdown(w io.Writer) error {
 			return err
 		}
 	}
+	if err := r.writeRestarts(w); err != nil {
+		return err
+	}
 	return r.writeCurves(w)
 }
 

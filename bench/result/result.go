@@ -63,6 +63,7 @@ type Result struct {
 	Failures      []Failure   `json:"failures"`
 	Profiles      []Profile   `json:"profiles,omitempty"`
 	Curves        []Curve     `json:"curves,omitempty"` // from Go benchmarks
+	Restarts      []Restarts  `json:"restarts,omitempty"`
 }
 
 // Path describes one thing compared.

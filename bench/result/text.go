@@ -111,6 +111,9 @@ func (r *Result) WriteTable(w io.Writer) error {
 	if err := r.writeVerdicts(w); err != nil {
 		return err
 	}
+	if err := r.writeRestartTable(w); err != nil {
+		return err
+	}
 	rows := r.Summary()
 	for _, underlay := range r.Underlays() {
 		fmt.Fprintf(w, "\n%s\n", underlayTitle(underlay))

@@ -22,13 +22,13 @@ func newBenchCommand() *cobra.Command {
 		Short: "Measure a path between pods, and compare ways to make one",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError("tulle bench: no command %q (have: run, compare, scale, report)", args[0])
+				return usageError("tulle bench: no command %q (have: run, compare, scale, restarts, report)", args[0])
 			}
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newBenchRunCommand(), newBenchCompareCommand(), newBenchScaleCommand(), newBenchReportCommand(), newBenchRouterCommand())
+	c.AddCommand(newBenchRunCommand(), newBenchCompareCommand(), newBenchScaleCommand(), newBenchRestartsCommand(), newBenchReportCommand(), newBenchRouterCommand())
 	return c
 }
 

@@ -20,6 +20,7 @@ const schemaVersion = 1
 type statusReport struct {
 	SchemaVersion int               `json:"schemaVersion"`
 	Version       string            `json:"version"`
+	BuildID       string            `json:"buildID"` // the linker's: every other binary has another one
 	PID           int               `json:"pid"`
 	UptimeSeconds float64           `json:"uptimeSeconds"`
 	Node          nodeReport        `json:"node"`
@@ -98,7 +99,7 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 	}
 	state, problems, refused := d.network.report()
 	r := &statusReport{
-		SchemaVersion: schemaVersion, Version: versionString(), PID: os.Getpid(),
+		SchemaVersion: schemaVersion, Version: versionString(), BuildID: buildID(), PID: os.Getpid(),
 		UptimeSeconds: time.Since(d.started).Seconds(),
 		Node:          d.nodeReport(state),
 		TAP:           d.forwarder.tapReport(),

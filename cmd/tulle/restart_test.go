@@ -1,19 +1,13 @@
 package main
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
-	"io"
-	"math/rand/v2"
 	"net"
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -22,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/bench"
+	"github.com/tulle-net/tulle/bench/restarts"
+	"github.com/tulle-net/tulle/bench/result"
 	"github.com/tulle-net/tulle/dataplane/holder"
 	"github.com/tulle-net/tulle/scripts/lab"
 )
@@ -43,46 +39,23 @@ func TestRestartUnderlays(t *testing.T) {
 func restartWithoutLoss(t *testing.T, times int, c lab.Config) {
 	c.Nodes, c.Pods, c.Holder = 2, 1, true
 	l := labUnderTest(t, c)
-	ways := []lab.Pair{between(l, 1, 2), between(l, 2, 1)}
-	streams := startStreams(t, ways, 4)
-	udp := udpPairs(t, ways)
-	load := bench.Sequence{Count: 10_000, Size: 200, Interval: 100 * time.Microsecond} // for longer than a second
-	sequences(t, udp, bench.Sequence{Count: 10, Size: 200})
-	before := flowsOf(t, l, 1)
-	if len(before) < len(udp)+8 {
-		t.Fatalf("%d flows before the first kill: %v", len(before), before)
+	r := restarted(t, l, restarts.Plan{Times: times, Streams: 8, Rate: 20_000})
+	if r.Doubled != 0 || r.Reordered != 0 || r.Corrupt != 0 || r.ConnectionsLost != 0 || r.FlowsKept != r.Flows || r.Processes != times+1 {
+		t.Errorf("%+v", *r)
 	}
-	var gaps []time.Duration
-	lost := 0
-	for range times {
-		done := make(chan []bench.SequenceResult)
-		go func() { done <- sequences(t, udp, load) }()
-		time.Sleep(200*time.Millisecond + time.Duration(rand.IntN(300_000))*time.Microsecond)
-		restart(t, l, func() {})
-		for _, r := range <-done {
-			if r.Duplicates != 0 || r.Reordered != 0 || r.Corrupt != 0 {
-				t.Errorf("after a kill: %+v", r)
-			}
-			gaps, lost = append(gaps, r.LongestGap), lost+r.Lost()
-		}
-		checkAdopted(t, l, len(before))
-	}
-	t.Logf("%d kills: longest gap of each of %d UDP flows: %s; %d of %d datagrams lost", times, len(udp), distribution(gaps), lost, len(gaps)*load.Count)
-	for key, was := range before {
-		if now := flowsOf(t, l, 1)[key]; now != was {
-			t.Errorf("flow %s is %+v, was %+v", key, now, was)
-		}
-	}
-	t.Run("control", func(t *testing.T) { restartWiped(t, l, before) })
-	streams.end(t)
+	t.Run("control", func(t *testing.T) { restartWiped(t, l) })
 	stopClean(t, l)
 }
 
-// distribution is durations in words.
-func distribution(d []time.Duration) string {
-	slices.Sort(d)
-	at := func(percent int) time.Duration { return d[(len(d)-1)*percent/100].Round(time.Millisecond) }
-	return fmt.Sprintf("least %v, median %v, p90 %v, p99 %v, most %v", at(0), at(50), at(90), at(99), at(100))
+// restarted carries the plan out and demands that each daemon adopts everything.
+func restarted(t *testing.T, l *lab.Lab, p restarts.Plan) *result.Restarts {
+	t.Helper()
+	r, err := p.Run(t.Context(), l, testWriter{t}, func() error { checkAdopted(t, l, p.Streams); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s %d times: %s; of %d TCP connections %d lost, longest stall %v", r.What, r.Times, r.Sum(), r.Connections, r.ConnectionsLost, r.Stall.Round(time.Millisecond))
+	return r
 }
 
 // restart kills node 1's daemon, does f and starts it again.
@@ -112,7 +85,10 @@ func checkAdopted(t *testing.T, l *lab.Lab, flows int) {
 }
 
 // restartWiped is the control.
-func restartWiped(t *testing.T, l *lab.Lab, before map[string]flowName) {
+func restartWiped(t *testing.T, l *lab.Lab) {
+	streams := startStreams(t, []lab.Pair{between(l, 1, 2), between(l, 2, 1)}, 4)
+	time.Sleep(100 * time.Millisecond) // of traffic
+	before := flowsOf(t, l, 1)
 	restart(t, l, func() { wipeFlows(t, l) })
 	if h := status(t, l, 1).Holder; h.NotAdopted[partFlows] == "" || h.Flows.Kept != 0 {
 		t.Errorf("with its flow table wiped: %+v", h)
@@ -129,6 +105,7 @@ func restartWiped(t *testing.T, l *lab.Lab, before map[string]flowName) {
 	if same != 0 || there == 0 {
 		t.Errorf("with its flow table wiped %d of %d flows have the ID and time that they had", same, there)
 	}
+	streams.end(t)
 }
 
 // withSet has what a node's holder keeps.
@@ -261,15 +238,7 @@ func flowsOf(t *testing.T, l *lab.Lab, number int) map[string]flowName {
 }
 
 // streams are TCP connections on which something flows all the time.
-type streams struct {
-	stop    atomic.Bool
-	group   sync.WaitGroup
-	mu      sync.Mutex
-	lost    []error
-	count   int
-	bytes   int64
-	slowest time.Duration // between two arrivals
-}
+type streams struct{ bench.Streams }
 
 func startStreams(t *testing.T, ways []lab.Pair, each int) *streams {
 	t.Helper()
@@ -280,78 +249,22 @@ func startStreams(t *testing.T, ways []lab.Pair, each int) *streams {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { s.stop.Store(true); from.Close(); to.Close() })
-			sent, got := sha256.New(), sha256.New()
-			var both sync.WaitGroup
-			both.Go(func() { s.fail(s.write(from.(*net.TCPConn), sent)) })
-			both.Go(func() { s.fail(s.read(to, got)) })
-			s.group.Go(func() {
-				both.Wait()
-				if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
-					s.fail(fmt.Errorf("%s to %s: other bytes came than were sent", p.From, p.To))
-				}
-			})
-			s.count++
+			t.Cleanup(func() { s.Stop(); from.Close(); to.Close() })
+			s.Start(from.(*net.TCPConn), to, 2*time.Millisecond)
 		}
 	}
 	return s
 }
 
-func (s *streams) fail(err error) {
-	if err == nil {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lost = append(s.lost, err)
-}
-
-func (s *streams) write(c *net.TCPConn, sum hash.Hash) error {
-	b := make([]byte, 2000)
-	random := rand.NewChaCha8([32]byte{byte(rand.Uint32())})
-	for !s.stop.Load() {
-		random.Read(b)
-		sum.Write(b)
-		if _, err := c.Write(b); err != nil {
-			return err
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-	return c.CloseWrite()
-}
-
-func (s *streams) read(c net.Conn, sum hash.Hash) error {
-	b, last := make([]byte, 1<<16), time.Now()
-	for {
-		n, err := c.Read(b)
-		sum.Write(b[:n])
-		s.mu.Lock()
-		s.bytes += int64(n)
-		s.slowest = max(s.slowest, time.Since(last))
-		s.mu.Unlock()
-		last = time.Now()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
 // end lets the streams end, and demands that all arrived.
 func (s *streams) end(t *testing.T) {
 	t.Helper()
-	s.stop.Store(true)
-	ended := make(chan struct{})
-	go func() { s.group.Wait(); close(ended) }()
-	select {
-	case <-ended:
-	case <-time.After(testTimeout):
+	r, all := s.End(testTimeout)
+	if !all {
 		t.Fatal("TCP connections do not end")
 	}
-	for _, err := range s.lost {
+	for _, err := range r.Lost {
 		t.Errorf("a TCP connection was lost: %v", err)
 	}
-	t.Logf("%d TCP connections, %d MB, nothing came on one for %v at most", s.count, s.bytes>>20, s.slowest.Round(time.Millisecond))
+	t.Logf("%d TCP connections, %d MB, nothing came on one for %v at most", r.Connections, r.Bytes>>20, r.Stall.Round(time.Millisecond))
 }

@@ -1,14 +1,16 @@
 package main
 
 import (
-	"math/rand/v2"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/tulle-net/tulle/bench"
+	"github.com/tulle-net/tulle/bench/restarts"
 	"github.com/tulle-net/tulle/scripts/lab"
+	"github.com/tulle-net/tulle/scripts/need"
 )
 
 // TestTakeover lets a second daemon take over from the first under load, again and again: no datagram is lost, comes twice or out of
@@ -22,39 +24,18 @@ func TestTakeover(t *testing.T) {
 func takeOvers(t *testing.T, times int, c lab.Config) {
 	c.Nodes, c.Pods, c.Holder = 2, 1, true
 	l := labUnderTest(t, c)
-	ways := []lab.Pair{between(l, 1, 2), between(l, 2, 1)}
-	streams, udp := startStreams(t, ways, 4), udpPairs(t, ways)
-	load := bench.Sequence{Count: 10_000, Size: 200, Interval: 100 * time.Microsecond}
-	sequences(t, udp, bench.Sequence{Count: 10, Size: 200})
-	before := flowsOf(t, l, 1)
-	var gaps []time.Duration
-	for range times {
-		done := make(chan []bench.SequenceResult)
-		go func() { done <- sequences(t, udp, load) }()
-		time.Sleep(100*time.Millisecond + time.Duration(rand.IntN(300_000))*time.Microsecond)
-		pid := status(t, l, 1).PID
-		if err := l.TakeOver(t.Context(), 1); err != nil {
-			t.Fatal(err)
-		}
-		for _, r := range <-done {
-			if r.Lost() != 0 || r.Refused != 0 || r.Duplicates != 0 || r.Reordered != 0 || r.Corrupt != 0 {
-				t.Errorf("during a takeover: %+v", r)
-			}
-			gaps = append(gaps, r.LongestGap)
-		}
-		if now := status(t, l, 1).PID; now == pid {
-			t.Errorf("process %d still", pid)
-		}
-		checkAdopted(t, l, len(before))
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Logf("%d takeovers: longest gap of each flow: %s", times, distribution(gaps))
-	after := flowsOf(t, l, 1)
-	for key, was := range before {
-		if now := after[key]; now != was {
-			t.Errorf("flow %s is %+v, was %+v", key, now, was)
-		}
+	next, err := need.Binary(t.Context(), t.TempDir(), "cmd/tulle")
+	if err != nil {
+		t.Fatal(err)
 	}
-	streams.end(t)
+	r := restarted(t, l, restarts.Plan{Takeover: true, Times: times, Streams: 8, Rate: 20_000, Executables: []string{next, self}})
+	if r.Lost != 0 || r.Doubled != 0 || r.Reordered != 0 || r.Corrupt != 0 || r.ConnectionsLost != 0 || r.FlowsKept != r.Flows || r.Processes != times+1 || r.Builds != 2 {
+		t.Errorf("%+v", *r)
+	}
 	stopClean(t, l)
 }
 

@@ -53,6 +53,11 @@ func (l *Lab) SetNodeArgs(ctx context.Context, number int, args ...string) error
 	return l.changeDaemon(ctx, number, func(n *node) error { return l.edit(func() { n.MoreArgs = args }) })
 }
 
+// SetExecutable makes path the tulle binary of daemons that start or take over from now on.
+func (l *Lab) SetExecutable(ctx context.Context, path string) error {
+	return l.change(ctx, func() error { return l.edit(func() { l.rec.Executable = path }) })
+}
+
 // StopNode sends sig to a node's daemon and waits for its end, at most 10 seconds. What the daemon leaves stays, and so do
 // the pods.
 func (l *Lab) StopNode(ctx context.Context, number int, sig syscall.Signal) error {
