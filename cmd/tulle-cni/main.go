@@ -30,10 +30,11 @@ func main() {
 	}
 }
 
-// checkEnvironment refuses what the skeleton lets through: a namespace that is not named by an absolute path without detours.
+// checkEnvironment refuses what the skeleton lets through: a namespace that is not named by an absolute path without detours. VERSION is of
+// no namespace, and libcni asks for it with the word dummy in place of one.
 func checkEnvironment() *types.Error {
 	netns := os.Getenv("CNI_NETNS")
-	if netns != "" && (!filepath.IsAbs(netns) || filepath.Clean(netns) != netns) {
+	if os.Getenv("CNI_COMMAND") != "VERSION" && netns != "" && (!filepath.IsAbs(netns) || filepath.Clean(netns) != netns) {
 		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_NETNS %q is not an absolute path without detours", netns), "")
 	}
 	return nil

@@ -80,6 +80,9 @@ func TestCNIVerbs(t *testing.T) {
 }
 
 func lifeOf(t *testing.T, n lab.Node, r *cniRuntime, version string) {
+	if _, err := r.cni.ValidateNetworkList(t.Context(), r.list); err != nil {
+		t.Errorf("VERSION, as podman and CRI ask for it: %v", err)
+	}
 	s := newSandbox(t, "c-"+version)
 	rt := s.config("eth0")
 	raw, err := r.cni.AddNetworkList(t.Context(), r.list, rt)
