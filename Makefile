@@ -2,6 +2,7 @@
 # make demo    three nodes, two pods each, on this machine: shows that it works (root);
 #              FAMILY=v4|v6|dual BACKEND=vxlan|udp STORE=gossip|file ROUTED=true|false UNDERLAY=udp|packet
 #              DEVICE=tap|tun|water
+# make e2e-containers  containerd, runc and podman from Debian's packages on two nodes: containers that nothing was done for (root)
 # make test    all tests (root)
 # make sim     10,000 histories of the claim protocol (HISTORIES, SEED); one alone: make sim HISTORIES=1 SEED=n
 # make fuzz    every fuzzer for FUZZTIME each (default 30s)
@@ -30,7 +31,7 @@ RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet|TestHolderDies|TestTakeov
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
-.PHONY: build demo chaos sim test fuzz bench bench-full bench-quick performance lint clean need-root
+.PHONY: build demo chaos e2e-containers sim test fuzz bench bench-full bench-quick performance lint clean need-root
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle ./cmd/tulle
@@ -43,6 +44,10 @@ demo: need-root build
 chaos: need-root build
 	$(GO) build -o bin/chaos ./scripts/chaos
 	@bin/chaos -tulle bin/tulle -duration $(DURATION) $(CHAOS)
+
+e2e-containers: need-root build
+	$(GO) build -o bin/containers ./scripts/containers
+	@bin/containers -tulle bin/tulle
 
 # The lab's tests take turns on the machine's namespaces, so the packages run one at a time. The end-to-end tests start a
 # process for each command: all of them run without the race detector, and those with the most concurrency with it too.
