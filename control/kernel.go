@@ -129,6 +129,9 @@ func (k Kernel) applyNetfilter(netlink.Link) (changed bool, err error) {
 		return false, nil
 	}
 	c := netfilter.Config{Mode: k.Mode, TAP: k.TAP, Networks: k.State.networks(), Subnets: [2]netip.Prefix{k.State.Self.Subnet, k.State.Self.IPv6Subnet}}
+	for _, p := range k.Pods {
+		c.Ports = append(c.Ports, p.Ports...)
+	}
 	return c.Apply()
 }
 

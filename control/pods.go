@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/control/listing"
+	"github.com/tulle-net/tulle/control/netfilter"
 )
 
 // Whatever is for a pod of this node passes the engine, whichever way it came: from another pod of the node, from the node, from
@@ -28,10 +29,11 @@ const (
 	podProtocol = 85
 )
 
-// A Pod is a pod of this node behind a link, as the kernel's routes know it.
+// A Pod is a pod of this node behind a link, as the kernel's routes and its netfilter know it.
 type Pod struct {
 	Link  string
 	Addrs []netip.Addr
+	Ports []netfilter.Port // of the node that lead to it
 }
 
 func (p Pod) equal(o Pod) bool { return p.Link == o.Link && slices.Equal(p.Addrs, o.Addrs) }
@@ -280,18 +282,32 @@ func (r *Reconciler) SetPods(pods []Pod) {
 	r.Wake()
 }
 
-// AddPod makes the kernel's routes to a pod and keeps them.
+// AddPod makes the kernel's routes and the node's ports to a pod and keeps them.
 func (r *Reconciler) AddPod(p Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.want.Pods = append(slices.Clip(r.want.Pods), p)
-	return r.want.addPod(p)
+	if err := r.want.addPod(p); err != nil {
+		return err
+	}
+	return r.want.changePorts(p, false)
 }
 
-// RemovePod removes the kernel's routes to a pod. It is no error if there is no such pod.
+// RemovePod removes the kernel's routes and the node's ports to a pod. It is no error if there is no such pod.
 func (r *Reconciler) RemovePod(p Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.want.Pods = slices.DeleteFunc(slices.Clone(r.want.Pods), p.equal)
-	return r.want.removePod(p)
+	return errors.Join(r.want.removePod(p), r.want.changePorts(p, true))
+}
+
+// changePorts makes the node's ports those of all pods, after one has come or gone.
+func (k Kernel) changePorts(p Pod, gone bool) error {
+	if len(p.Ports) == 0 {
+		return nil
+	}
+	if _, err := k.applyNetfilter(nil); err != nil {
+		return err
+	}
+	return netfilter.Forget(p.Ports, gone)
 }

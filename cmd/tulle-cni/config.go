@@ -11,6 +11,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	cni "github.com/containernetworking/cni/pkg/types/100"
 	cniversion "github.com/containernetworking/cni/pkg/version"
+
+	"github.com/tulle-net/tulle/control/cniapi"
 )
 
 const (
@@ -29,6 +31,8 @@ type config struct {
 	RuntimeConfig    struct {
 		IPs []string `json:"ips"` // addresses, with or without a length
 		MAC string   `json:"mac"`
+
+		PortMappings []cniapi.Port `json:"portMappings"`
 	} `json:"runtimeConfig"`
 }
 

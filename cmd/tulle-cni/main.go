@@ -83,7 +83,7 @@ func add(c *config, args *skel.CmdArgs) error {
 		return err
 	}
 	var made cniapi.AddResult
-	if err := c.ask(cniapi.PathAdd, cniapi.AddRequest{Attachment: attachment(c, args), Addrs: addrs, MAC: c.RuntimeConfig.MAC}, &made); err != nil {
+	if err := c.ask(cniapi.PathAdd, cniapi.AddRequest{Attachment: attachment(c, args), Addrs: addrs, MAC: c.RuntimeConfig.MAC, Ports: c.RuntimeConfig.PortMappings}, &made); err != nil {
 		return err
 	}
 	extend(result, args, made)

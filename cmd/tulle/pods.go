@@ -54,7 +54,9 @@ func (p *pods) known() (all []control.Pod) {
 }
 
 // routed is a lease as the kernel's routes know it.
-func routed(l ipam.Lease) control.Pod { return control.Pod{Link: podLink(l.Owner), Addrs: l.Addrs} }
+func routed(l ipam.Lease) control.Pod {
+	return control.Pod{Link: podLink(l.Owner), Addrs: l.Addrs, Ports: mapped(l)}
+}
 
 // podLink depends on nothing but the owner: DEL finds the link when all else is lost.
 func podLink(o ipam.Owner) string {
@@ -86,7 +88,11 @@ func (p *pods) add(r cniapi.AddRequest) (cniapi.AddResult, error) {
 	}
 	defer p.begin(owner)()
 	pools, mtu := p.pools()
-	lease, err := p.lease(ipam.Lease{Owner: owner, Netns: r.Netns, Addrs: r.Addrs, MAC: r.MAC, MTU: mtu}, pools)
+	ports, err := p.portsOf(r.Ports, pools)
+	if err != nil {
+		return cniapi.AddResult{}, err
+	}
+	lease, err := p.lease(ipam.Lease{Owner: owner, Netns: r.Netns, Addrs: r.Addrs, Ports: ports, MAC: r.MAC, MTU: mtu}, pools)
 	if err != nil {
 		return cniapi.AddResult{}, coded(err)
 	}
@@ -344,7 +350,7 @@ func coded(err error) error {
 		code int
 	}{
 		{ipam.ErrHeld, cniapi.CodeExists}, {attach.ErrExists, cniapi.CodeExists},
-		{ipam.ErrFull, cniapi.CodeNoAddress}, {ipam.ErrTaken, cniapi.CodeNoAddress}, {ipam.ErrForeign, cniapi.CodeConfig},
+		{ipam.ErrPort, cniapi.CodePort}, {ipam.ErrFull, cniapi.CodeNoAddress}, {ipam.ErrTaken, cniapi.CodeNoAddress}, {ipam.ErrForeign, cniapi.CodeConfig},
 		{attach.ErrNetns, cniapi.CodeEnvironment}, {attach.ErrDamaged, cniapi.CodeDamaged},
 	} {
 		if errors.Is(err, c.is) {

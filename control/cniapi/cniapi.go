@@ -27,6 +27,7 @@ const (
 	CodeExists           = 100 // the container has this interface already
 	CodeNoAddress        = 101 // none is free, or the static one is taken
 	CodeDamaged          = 102 // CHECK: something is not as ADD made it
+	CodePort             = 103 // the node's port is mapped to another container
 	CodeInternal         = 999
 )
 
@@ -46,6 +47,15 @@ type AddRequest struct {
 	Attachment
 	Addrs []netip.Addr `json:"addrs,omitempty"` // static ones, one for each family at most
 	MAC   string       `json:"mac,omitempty"`   // of the pod's interface
+	Ports []Port       `json:"ports,omitempty"`
+}
+
+// A Port is one of the node's that leads to a container: an entry of the capability portMappings.
+type Port struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP,omitempty"`
 }
 
 // An AddResult says what the pod has now.

@@ -104,6 +104,9 @@ func (t *table) check(l Lease) error {
 	if _, twice := t.leases[l.Owner]; twice {
 		return fmt.Errorf("two leases of %s", l.Owner)
 	}
+	if err := t.checkPorts(l); err != nil {
+		return err
+	}
 	for _, a := range l.Addrs {
 		if owner, taken := t.owners[a]; taken || !a.IsValid() {
 			return fmt.Errorf("%s is of both %s and %s", a, owner, l.Owner)

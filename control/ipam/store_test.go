@@ -195,11 +195,12 @@ func TestDamaged(t *testing.T) {
 	const lease = `{"network":"n","container":"a","interface":"eth0","addrs":["10.0.0.2"]}`
 	for content, want := range map[string]string{
 		"": "damaged", "{": "damaged", `{"version":2}`: "version 2", `{"version":1,"last":[""]}`: "damaged",
-		`{"version":1,"leases":[` + lease + `,` + lease + `]}`:                                   "two leases",
-		`{"version":1,"leases":[` + lease + `,` + strings.Replace(lease, `"a"`, `"b"`, 1) + `]}`: "of both",
-		`{"version":1,"leases":[` + strings.Replace(lease, `"10.0.0.2"`, ``, 1) + `]}`:           "with addresses []",
-		`{"version":1,"leases":[` + strings.Replace(lease, `"a"`, `""`, 1) + `]}`:                "lease of",
-		`{"version":1,"leases":[` + strings.Replace(lease, `10.0.0.2`, `10.0.0`, 1) + `]}`:       "damaged",
+		`{"version":1,"leases":[` + lease + `,` + lease + `]}`:                                                                                       "two leases",
+		`{"version":1,"leases":[` + lease + `,` + strings.Replace(lease, `"a"`, `"b"`, 1) + `]}`:                                                     "of both",
+		`{"version":1,"leases":[` + strings.Replace(lease, `"10.0.0.2"`, ``, 1) + `]}`:                                                               "with addresses []",
+		`{"version":1,"leases":[` + strings.Replace(lease, `{`, `{"ports":[{"protocol":"udp","number":7},{"protocol":"udp","number":7}],`, 1) + `]}`: "twice",
+		`{"version":1,"leases":[` + strings.Replace(lease, `"a"`, `""`, 1) + `]}`:                                                                    "lease of",
+		`{"version":1,"leases":[` + strings.Replace(lease, `10.0.0.2`, `10.0.0`, 1) + `]}`:                                                           "damaged",
 	} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, stateFile)

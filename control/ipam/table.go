@@ -1,4 +1,4 @@
-// Package ipam owns which pod has which addresses of the node's subnets: an allocator, and its state on disk.
+// Package ipam owns which pod has which addresses of the node's subnets, and which ports of the node: an allocator, and its state on disk.
 //
 // It follows the semantics of the CNI plugin host-local: addresses are handed out in turn, so that one which was just freed comes
 // back only after the range has wrapped, and a container's interface can ask for static ones. It touches no kernel state and
@@ -19,6 +19,7 @@ var (
 	ErrTaken   = errors.New("address is taken")
 	ErrHeld    = errors.New("interface has addresses already")
 	ErrForeign = errors.New("address is not of this node's pods")
+	ErrPort    = errors.New("port of the node is mapped")
 )
 
 // An Owner is one interface of one container on one network.
@@ -37,6 +38,7 @@ type Lease struct {
 	Owner
 	Netns string       `json:"netns"` // path of the network namespace when the lease was made
 	Addrs []netip.Addr `json:"addrs"` // IPv4 first
+	Ports []Port       `json:"ports,omitempty"`
 
 	// What else the interface was made with; nothing here depends on it.
 	MAC string `json:"mac,omitempty"` // asked for; empty: none in particular
@@ -76,6 +78,9 @@ func (t *table) allocate(want Lease, pools []Pool) (Lease, error) {
 	}
 	if len(pools) == 0 {
 		return Lease{}, ErrFull
+	}
+	if err := t.checkPorts(want); err != nil {
+		return Lease{}, err
 	}
 	got, last := want, t.last
 	got.Addrs = nil

@@ -1,8 +1,9 @@
-// Package netfilter owns what the node's netfilter does with traffic between pods and the world outside of the cluster network: a table
-// named tulle of each family, and, where somebody else's FORWARD chain drops by policy, two rules at its top.
+// Package netfilter owns what the node's netfilter does with traffic between pods and the world outside of the cluster network, and
+// which of the node's ports lead to pods: a table named tulle of each family, and, where somebody else's FORWARD chain drops by
+// policy, two rules at its top.
 //
-// It speaks nftables over netlink (nf_tables(7) of the kernel, no program is run), knows no pods and no peers, and touches no table but
-// its own, and of another's chain no rule but its own.
+// It speaks nftables over netlink (nf_tables(7) of the kernel, no program is run), knows no peers, and touches no table but its own, of
+// another's chain no rule but its own, and of the kernel's flows only those of ports that came or went.
 package netfilter
 
 import (
@@ -37,6 +38,7 @@ type Config struct {
 	TAP      string
 	Networks [2]netip.Prefix // of the cluster, IPv4 and IPv6
 	Subnets  [2]netip.Prefix // of the node
+	Ports    []Port          // not in mode Isolated
 }
 
 // Apply makes it so, whatever it was before, and says whether anything had to be changed. Each family changes at once or not at all.
@@ -69,27 +71,32 @@ func (c *Config) tables() []table {
 }
 
 // chains returns those of a family's own table, and the rules for other tables' FORWARD chains.
-//
-// Masquerading makes the kernel track flows, and a packet between pods passes it twice, from the pod to the TAP and from the TAP on, with one
-// tuple that conntrack takes for one flow. What goes from the network to the network is therefore not tracked, unless it is for the node
-// itself. What comes from outside for a remote pod takes the node's address in the network, for peers believe no other source.
 func (c *Config) chains(f family, network, own netip.Prefix) (chains []chain, forward []rule) {
 	within := rule{f.src(network), f.dst(network)}
 	forward = []rule{{f.src(network), accept}, {f.dst(network), accept}}
-	switch c.Mode {
-	case Isolated:
+	if c.Mode == Isolated {
 		return []chain{{name: "forward", hook: nftables.ChainHookForward, kind: nftables.ChainTypeFilter, priority: nftables.ChainPriorityFilter, rules: []rule{
 			append(within, accept), {f.src(network), drop}, {f.dst(network), drop}}}}, []rule{append(within, accept)}
-	case Island:
-		return []chain{
-			{name: "prerouting", hook: nftables.ChainHookPrerouting, kind: nftables.ChainTypeFilter, priority: nftables.ChainPriorityRaw, rules: []rule{
-				{iif(c.TAP), f.dst(network), notLocal, notrack}, append(within, notLocal, notrack)}},
-			{name: "postrouting", hook: nftables.ChainHookPostrouting, kind: nftables.ChainTypeNAT, priority: nftables.ChainPriorityNATSource, rules: []rule{
-				{f.src(network), f.notDst(network), f.notDst(f.multicast()), masquerade},
-				{oif(c.TAP), f.dst(network), f.notDst(own), notOwnSource, masquerade}}},
-		}, forward
 	}
-	return nil, forward
+	chains, leaving := c.mapped(f, network, own)
+	if c.Mode == Island {
+		leaving = append(leaving, rule{f.src(network), f.notDst(network), f.notDst(f.multicast()), masquerade},
+			rule{oif(c.TAP), f.dst(network), f.notDst(own), notOwnSource, masquerade})
+	}
+	if len(leaving) == 0 {
+		return nil, forward
+	}
+	return append(chains, c.untracked(f, network),
+		chain{name: "postrouting", hook: nftables.ChainHookPostrouting, kind: nftables.ChainTypeNAT, priority: nftables.ChainPriorityNATSource, rules: leaving}), forward
+}
+
+// untracked keeps the kernel from tracking what passes it twice. Translating makes it track flows, and a packet between pods passes it from
+// the pod to the TAP and from the TAP on, with one tuple that conntrack takes for one flow. What goes from the network to the network is
+// therefore not tracked, unless it is for the node itself, and nothing that the engine has handed over for a pod. What comes from outside
+// for a remote pod takes the node's address in the network, for peers believe no other source.
+func (c *Config) untracked(f family, network netip.Prefix) chain {
+	return chain{name: "prerouting", hook: nftables.ChainHookPrerouting, kind: nftables.ChainTypeFilter, priority: nftables.ChainPriorityRaw, rules: []rule{
+		{iif(c.TAP), f.dst(network), notLocal, notrack}, {f.src(network), f.dst(network), notLocal, notrack}}}
 }
 
 // Probe says why this kernel cannot do what Apply wants, nil when it can.

@@ -29,11 +29,14 @@ var (
 
 func (f family) String() string { return f.name }
 
-func (f family) multicast() netip.Prefix {
+func (f family) multicast() netip.Prefix { return f.either("224.0.0.0/4", "ff00::/8") }
+
+// either is the first prefix for IPv4, the second for IPv6.
+func (f family) either(four, six string) netip.Prefix {
 	if f.bits == 32 {
-		return netip.MustParsePrefix("224.0.0.0/4")
+		return netip.MustParsePrefix(four)
 	}
-	return netip.MustParsePrefix("ff00::/8")
+	return netip.MustParsePrefix(six)
 }
 
 func (f family) src(p netip.Prefix) match    { return f.within(f.srcAt, p, expr.CmpOpEq) }
@@ -60,14 +63,15 @@ func link(key expr.MetaKey, name string) match {
 	return match{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}}
 }
 
-// notLocal is what is not for the node itself, and notOwnSource what the node does not send.
+// local is what is for the node itself, notLocal what is not, and notOwnSource what the node does not send.
 var (
-	notLocal     = addressType(&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true})
-	notOwnSource = addressType(&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagSADDR: true})
+	local        = addressType(&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, expr.CmpOpEq)
+	notLocal     = addressType(&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, expr.CmpOpNeq)
+	notOwnSource = addressType(&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagSADDR: true}, expr.CmpOpNeq)
 )
 
-func addressType(of *expr.Fib) match {
-	return match{of, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)}}
+func addressType(of *expr.Fib, op expr.CmpOp) match {
+	return match{of, &expr.Cmp{Op: op, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)}}
 }
 
 var (

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A chain is one of the own table, with its rules.
+// A chain is one of the own table, with its rules. Without a hook others jump to it, which come after it.
 type chain struct {
 	name     string
 	hook     *nftables.ChainHook
@@ -72,7 +72,7 @@ func (t *table) isThere(conn *nftables.Conn, have []*nftables.Chain) (bool, erro
 	}
 	for _, want := range t.chains {
 		i := slices.IndexFunc(have, func(c *nftables.Chain) bool { return c.Name == want.name })
-		if i < 0 || have[i].Hooknum == nil || *have[i].Hooknum != *want.hook || have[i].Type != want.kind || *have[i].Priority != *want.priority {
+		if i < 0 || !want.sameHook(have[i]) {
 			return false, nil
 		}
 		rules, err := conn.GetRules(t.own(), have[i])
@@ -84,6 +84,14 @@ func (t *table) isThere(conn *nftables.Conn, have []*nftables.Chain) (bool, erro
 		}
 	}
 	return true, nil
+}
+
+// sameHook says whether a chain of that name is called where this one has to be.
+func (c *chain) sameHook(have *nftables.Chain) bool {
+	if c.hook == nil || have.Hooknum == nil {
+		return c.hook == nil && have.Hooknum == nil
+	}
+	return *have.Hooknum == *c.hook && have.Type == c.kind && *have.Priority == *c.priority
 }
 
 func sameRules(have []*nftables.Rule, want [][]byte) bool {
