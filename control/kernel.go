@@ -50,7 +50,7 @@ const (
 	ChangedRoute   Change = "route"
 	// ChangedNeighbour is only seen with IPv6.
 	ChangedNeighbour Change = "neighbour"
-	ChangedPod       Change = "pod" // a rule, or a route to a pod
+	ChangedPod       Change = "pod" // a rule, a route to a pod, or a limit of its link
 	ChangedNetfilter Change = "netfilter"
 )
 
@@ -87,6 +87,7 @@ func (k Kernel) Apply() ([]Change, error) {
 		{ChangedRoute, k.applyRoutes},
 		{ChangedNeighbour, k.applyNeighbour},
 		{ChangedPod, k.applyPods},
+		{ChangedPod, k.applyLimits},
 		{ChangedNetfilter, k.applyNetfilter},
 	} {
 		changed, err := part.apply(link)

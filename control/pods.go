@@ -34,6 +34,8 @@ type Pod struct {
 	Link  string
 	Addrs []netip.Addr
 	Ports []netfilter.Port // of the node that lead to it
+
+	In, Out Limit // of what it gets, and of what it sends
 }
 
 func (p Pod) equal(o Pod) bool { return p.Link == o.Link && slices.Equal(p.Addrs, o.Addrs) }
@@ -282,7 +284,7 @@ func (r *Reconciler) SetPods(pods []Pod) {
 	r.Wake()
 }
 
-// AddPod makes the kernel's routes and the node's ports to a pod and keeps them.
+// AddPod makes the kernel's routes and the node's ports to a pod, and its limits, and keeps them.
 func (r *Reconciler) AddPod(p Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -290,15 +292,18 @@ func (r *Reconciler) AddPod(p Pod) error {
 	if err := r.want.addPod(p); err != nil {
 		return err
 	}
+	if _, err := p.applyLimits(); err != nil {
+		return err
+	}
 	return r.want.changePorts(p, false)
 }
 
-// RemovePod removes the kernel's routes and the node's ports to a pod. It is no error if there is no such pod.
+// RemovePod removes the kernel's routes and the node's ports to a pod, and its limits. It is no error if there is no such pod.
 func (r *Reconciler) RemovePod(p Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.want.Pods = slices.DeleteFunc(slices.Clone(r.want.Pods), p.equal)
-	return errors.Join(r.want.removePod(p), r.want.changePorts(p, true))
+	return errors.Join(r.want.removePod(p), p.removeLimits(), r.want.changePorts(p, true))
 }
 
 // changePorts makes the node's ports those of all pods, after one has come or gone.

@@ -33,8 +33,8 @@ func TestApplyPods(t *testing.T) {
 	apply(t, k)
 	link := addPodLink(t, "tulle-v1")
 	k.Pods = []Pod{
-		{"tulle-v1", []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:244:0:1::2")}, nil},
-		{"tulle-absent", []netip.Addr{netip.MustParseAddr("10.244.1.3")}, nil},
+		{Link: "tulle-v1", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:244:0:1::2")}},
+		{Link: "tulle-absent", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.3")}},
 	}
 	apply(t, k, ChangedPod)
 	apply(t, k)
@@ -106,7 +106,7 @@ func TestPodWays(t *testing.T) {
 	r := NewReconciler(k, func(State) {})
 	r.apply()
 	addPodLink(t, "tulle-v1")
-	pod := Pod{"tulle-v1", []netip.Addr{netip.MustParseAddr("10.244.1.2")}, nil}
+	pod := Pod{Link: "tulle-v1", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
 	if err := r.AddPod(pod); err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,8 @@ type config struct {
 		IPs []string `json:"ips"` // addresses, with or without a length
 		MAC string   `json:"mac"`
 
-		PortMappings []cniapi.Port `json:"portMappings"`
+		PortMappings []cniapi.Port    `json:"portMappings"`
+		Bandwidth    cniapi.Bandwidth `json:"bandwidth"`
 	} `json:"runtimeConfig"`
 }
 

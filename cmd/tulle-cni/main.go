@@ -82,8 +82,9 @@ func add(c *config, args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	request := cniapi.AddRequest{Attachment: attachment(c, args), Addrs: addrs, MAC: c.RuntimeConfig.MAC, Ports: c.RuntimeConfig.PortMappings, Bandwidth: c.RuntimeConfig.Bandwidth}
 	var made cniapi.AddResult
-	if err := c.ask(cniapi.PathAdd, cniapi.AddRequest{Attachment: attachment(c, args), Addrs: addrs, MAC: c.RuntimeConfig.MAC, Ports: c.RuntimeConfig.PortMappings}, &made); err != nil {
+	if err := c.ask(cniapi.PathAdd, request, &made); err != nil {
 		return err
 	}
 	extend(result, args, made)

@@ -84,7 +84,7 @@ func newRuntime(t testing.TB, n lab.Node, version string) *cniRuntime {
 func conflist(t testing.TB, runDir, version string) *libcni.NetworkConfigList {
 	t.Helper()
 	data, err := json.Marshal(map[string]any{"cniVersion": version, "name": cniNetwork, "plugins": []map[string]any{
-		{"type": "tulle-cni", "runDir": runDir, "capabilities": map[string]bool{"ips": true, "mac": true, "portMappings": true}},
+		{"type": "tulle-cni", "runDir": runDir, "capabilities": map[string]bool{"ips": true, "mac": true, "portMappings": true, "bandwidth": true}},
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -97,6 +97,6 @@ func conflistFor(runDir string) ([]byte, error) {
 		CNIVersion string   `json:"cniVersion"`
 		Name       string   `json:"name"`
 		Plugins    []plugin `json:"plugins"`
-	}{"1.0.0", "tulle", []plugin{{cniPlugin, runDir, map[string]bool{"ips": true, "mac": true, "portMappings": true}}}}, "", "  ")
+	}{"1.0.0", "tulle", []plugin{{cniPlugin, runDir, map[string]bool{"ips": true, "mac": true, "portMappings": true, "bandwidth": true}}}}, "", "  ")
 	return append(data, '\n'), err
 }

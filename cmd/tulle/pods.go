@@ -55,7 +55,8 @@ func (p *pods) known() (all []control.Pod) {
 
 // routed is a lease as the kernel's routes know it.
 func routed(l ipam.Lease) control.Pod {
-	return control.Pod{Link: podLink(l.Owner), Addrs: l.Addrs, Ports: mapped(l)}
+	in, out := limits(l.Bandwidth)
+	return control.Pod{Link: podLink(l.Owner), Addrs: l.Addrs, Ports: mapped(l), In: in, Out: out}
 }
 
 // podLink depends on nothing but the owner: DEL finds the link when all else is lost.
@@ -89,10 +90,13 @@ func (p *pods) add(r cniapi.AddRequest) (cniapi.AddResult, error) {
 	defer p.begin(owner)()
 	pools, mtu := p.pools()
 	ports, err := p.portsOf(r.Ports, pools)
+	if err == nil {
+		err = checkBandwidth(r.Bandwidth, mtu)
+	}
 	if err != nil {
 		return cniapi.AddResult{}, err
 	}
-	lease, err := p.lease(ipam.Lease{Owner: owner, Netns: r.Netns, Addrs: r.Addrs, Ports: ports, MAC: r.MAC, MTU: mtu}, pools)
+	lease, err := p.lease(ipam.Lease{Owner: owner, Netns: r.Netns, Addrs: r.Addrs, Ports: ports, MAC: r.MAC, MTU: mtu, Bandwidth: ipam.Bandwidth(r.Bandwidth)}, pools)
 	if err != nil {
 		return cniapi.AddResult{}, coded(err)
 	}

@@ -48,6 +48,16 @@ type AddRequest struct {
 	Addrs []netip.Addr `json:"addrs,omitempty"` // static ones, one for each family at most
 	MAC   string       `json:"mac,omitempty"`   // of the pod's interface
 	Ports []Port       `json:"ports,omitempty"`
+
+	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
+}
+
+// A Bandwidth bounds what a container gets (ingress) and sends (egress): the capability bandwidth. A rate of 0 bounds nothing.
+type Bandwidth struct {
+	IngressRate  uint64 `json:"ingressRate"`  // bits/s
+	IngressBurst uint64 `json:"ingressBurst"` // bits
+	EgressRate   uint64 `json:"egressRate"`
+	EgressBurst  uint64 `json:"egressBurst"`
 }
 
 // A Port is one of the node's that leads to a container: an entry of the capability portMappings.

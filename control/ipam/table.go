@@ -43,6 +43,16 @@ type Lease struct {
 	// What else the interface was made with; nothing here depends on it.
 	MAC string `json:"mac,omitempty"` // asked for; empty: none in particular
 	MTU int    `json:"mtu"`           // bytes
+
+	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
+}
+
+// A Bandwidth bounds what a pod gets (ingress) and sends (egress). A rate of 0 bounds nothing.
+type Bandwidth struct {
+	IngressRate  uint64 `json:"ingressRate,omitempty"`  // bits/s
+	IngressBurst uint64 `json:"ingressBurst,omitempty"` // bits
+	EgressRate   uint64 `json:"egressRate,omitempty"`
+	EgressBurst  uint64 `json:"egressBurst,omitempty"`
 }
 
 // A Pool is what addresses are taken from: all of a subnet but its reserved ones.

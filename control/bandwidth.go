@@ -1,0 +1,163 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/listing"
+)
+
+// A Limit bounds what goes one way through a pod's link. Its zero value bounds nothing.
+type Limit struct {
+	Rate  uint64 // bytes/s
+	Burst uint64 // bytes that may go at once; a packet at least
+}
+
+// limitQueue is how long a packet may wait for its turn: what would wait longer is dropped.
+const limitQueue = 25e3 // microseconds
+
+// ifbName is the device that what a pod sends passes, if it is limited: a queue can only be on the way out of a device
+// (tc-tbf(8), Linux 6.18 drivers/net/ifb.c).
+func ifbName(link string) string { return "tifb" + strings.TrimPrefix(link, "tulle") }
+
+// applyLimits makes the limits of the pods' links what they have to be.
+func (k Kernel) applyLimits(netlink.Link) (changed bool, err error) {
+	for _, p := range k.Pods {
+		made, err := p.applyLimits()
+		changed = changed || made
+		if err != nil {
+			return changed, fmt.Errorf("limits of link %s: %w", p.Link, err)
+		}
+	}
+	return changed, nil
+}
+
+func (p Pod) applyLimits() (changed bool, err error) {
+	if p.In == (Limit{}) && p.Out == (Limit{}) {
+		return false, nil
+	}
+	link, err := netlink.LinkByName(p.Link)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	in, err := p.In.apply(link)
+	if err != nil || p.Out == (Limit{}) {
+		return in, err
+	}
+	ifb, made, err := applyIFB(link)
+	if err != nil {
+		return in, err
+	}
+	out, err := p.Out.apply(ifb)
+	if err != nil {
+		return in, err
+	}
+	redirected, err := redirect(link, ifb)
+	return in || made || out || redirected, err
+}
+
+// apply makes the root queue of a link a token bucket filter.
+func (l Limit) apply(link netlink.Link) (changed bool, err error) {
+	if l == (Limit{}) {
+		return false, nil
+	}
+	all, err := listing.Whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(link) })
+	if err != nil {
+		return false, err
+	}
+	want := l.qdisc(link)
+	for _, q := range all {
+		if have, ok := q.(*netlink.Tbf); ok && have.Parent == netlink.HANDLE_ROOT && have.Rate == want.Rate && have.Limit == want.Limit && have.Buffer == want.Buffer {
+			return false, nil
+		}
+	}
+	if err := netlink.QdiscReplace(want); err != nil {
+		return false, fmt.Errorf("token bucket filter of %s: %w", link.Attrs().Name, err)
+	}
+	return true, nil
+}
+
+func (l Limit) qdisc(link netlink.Link) *netlink.Tbf {
+	fill := float64(l.Burst) / float64(l.Rate) * netlink.TIME_UNITS_PER_SEC * netlink.TickInUsec()
+	return &netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+		Rate:       l.Rate,
+		Buffer:     uint32(min(fill, math.MaxUint32)),
+		Limit:      uint32(min(float64(l.Burst)+float64(l.Rate)*limitQueue/netlink.TIME_UNITS_PER_SEC, math.MaxUint32)),
+	}
+}
+
+// applyIFB makes the device that a limited pod's packets pass.
+func applyIFB(link netlink.Link) (ifb netlink.Link, changed bool, err error) {
+	name := ifbName(link.Attrs().Name)
+	ifb, err = netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = name, link.Attrs().MTU
+		if err := netlink.LinkAdd(&netlink.Ifb{LinkAttrs: attrs}); err != nil {
+			return nil, false, fmt.Errorf("make link %s: %w", name, err)
+		}
+		changed = true
+		ifb, err = netlink.LinkByName(name)
+	}
+	if err != nil {
+		return nil, changed, err
+	}
+	if ifb.Attrs().Flags&net.FlagUp != 0 {
+		return ifb, changed, nil
+	}
+	return ifb, true, netlink.LinkSetUp(ifb)
+}
+
+// redirect leads what comes out of a link through another device, behind which it goes on as if nothing had been.
+func redirect(link, through netlink.Link) (changed bool, err error) {
+	const handle = 0xffff0000 // ffff:, which is the ingress queue's
+	index := link.Attrs().Index
+	filters, err := listing.Whole(func() ([]netlink.Filter, error) { return netlink.FilterList(link, handle) })
+	if err != nil && !errors.Is(err, unix.EINVAL) { // no such queue
+		return false, err
+	}
+	for _, f := range filters {
+		if u, ok := f.(*netlink.U32); ok && len(u.Actions) == 1 {
+			if m, ok := u.Actions[0].(*netlink.MirredAction); ok && m.Ifindex == through.Attrs().Index {
+				return false, nil
+			}
+		}
+	}
+	queue := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: handle, Parent: netlink.HANDLE_INGRESS}}
+	if err := netlink.QdiscDel(queue); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return false, fmt.Errorf("ingress queue: %w", err)
+	}
+	if err := netlink.QdiscAdd(queue); err != nil {
+		return false, fmt.Errorf("ingress queue: %w", err)
+	}
+	err = netlink.FilterAdd(&netlink.U32{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: handle, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Actions:     []netlink.Action{netlink.NewMirredAction(through.Attrs().Index)},
+	})
+	if err != nil {
+		return false, fmt.Errorf("redirect to %s: %w", through.Attrs().Name, err)
+	}
+	return true, nil
+}
+
+// removeLimits removes what does not go with the pod's link.
+func (p Pod) removeLimits() error {
+	ifb, err := netlink.LinkByName(ifbName(p.Link))
+	if err == nil {
+		err = netlink.LinkDel(ifb)
+	}
+	if err == nil || errors.As(err, new(netlink.LinkNotFoundError)) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("remove link %s: %w", ifbName(p.Link), err)
+}
