@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -17,6 +18,8 @@ import (
 
 const (
 	defaultRunDir       = "/run/tulle"
+	attachVeth          = "veth"
+	attachBridge        = "bridge"
 	validAttachmentsKey = "cni.dev/valid-attachments"
 )
 
@@ -24,7 +27,9 @@ const (
 type config struct {
 	CNIVersion       string               `json:"cniVersion"`
 	Name             string               `json:"name"`
-	RunDir           string               `json:"runDir"` // of the daemon; defaultRunDir if empty
+	RunDir           string               `json:"runDir"`     // of the daemon; defaultRunDir if empty
+	Attachment       string               `json:"attachment"` // attachVeth if empty
+	IPAM             types.IPAM           `json:"ipam"`       // the daemon's own if it has no type
 	DNS              types.DNS            `json:"dns"`
 	PrevResult       map[string]any       `json:"prevResult"`
 	ValidAttachments []types.GCAttachment `json:"cni.dev/valid-attachments"`
@@ -48,6 +53,9 @@ func parseConfig(data []byte) (*config, error) {
 	}
 	if !filepath.IsAbs(c.RunDir) || filepath.Clean(c.RunDir) != c.RunDir {
 		return nil, configError("runDir %q is not an absolute path without detours", c.RunDir)
+	}
+	if c.Attachment = cmp.Or(c.Attachment, attachVeth); c.Attachment != attachVeth && c.Attachment != attachBridge {
+		return nil, configError("attachment %q: %s and %s are known", c.Attachment, attachVeth, attachBridge)
 	}
 	return c, nil
 }
@@ -83,6 +91,15 @@ func (c *config) previous() (*cni.Result, error) {
 		return nil, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("prevResult: %s", err), "")
 	}
 	return result, nil
+}
+
+// addrsIn returns all addresses of a result.
+func addrsIn(result *cni.Result) (addrs []netip.Addr) {
+	for _, ip := range result.IPs {
+		a, _ := netip.AddrFromSlice(ip.Address.IP)
+		addrs = append(addrs, a.Unmap())
+	}
+	return addrs
 }
 
 // addrsOn returns the addresses that a result has for an interface of the pod.

@@ -74,17 +74,15 @@ func attachment(c *config, args *skel.CmdArgs) cniapi.Attachment {
 }
 
 func add(c *config, args *skel.CmdArgs) error {
-	addrs, err := c.addrs()
-	if err != nil {
-		return err
+	if c.Attachment == attachBridge {
+		return addBridged(c, args)
 	}
 	result, err := c.previous()
 	if err != nil {
 		return err
 	}
-	request := cniapi.AddRequest{Attachment: attachment(c, args), Addrs: addrs, MAC: c.RuntimeConfig.MAC, Ports: c.RuntimeConfig.PortMappings, Bandwidth: c.RuntimeConfig.Bandwidth}
-	var made cniapi.AddResult
-	if err := c.ask(cniapi.PathAdd, request, &made); err != nil {
+	made, err := attach(c, args)
+	if err != nil {
 		return err
 	}
 	extend(result, args, made)
@@ -92,13 +90,56 @@ func add(c *config, args *skel.CmdArgs) error {
 	return types.PrintResult(result, c.CNIVersion)
 }
 
+// attach asks the daemon for the container's interface, with the addresses of another plugin if one is named.
+func attach(c *config, args *skel.CmdArgs) (made cniapi.AddResult, err error) {
+	request := cniapi.AddRequest{Attachment: attachment(c, args), MAC: c.RuntimeConfig.MAC, Ports: c.RuntimeConfig.PortMappings, Bandwidth: c.RuntimeConfig.Bandwidth}
+	if c.IPAM.Type == "" {
+		if request.Addrs, err = c.addrs(); err == nil {
+			err = c.ask(cniapi.PathAdd, request, &made)
+		}
+		return made, err
+	}
+	pool, err := c.pool(args)
+	if err != nil {
+		return made, err
+	}
+	ipam, err := c.ipamOf(args.StdinData, &pool)
+	if err != nil {
+		return made, err
+	}
+	given, err := ipam.add()
+	if err == nil {
+		request.Addrs = addrsIn(given)
+		err = c.ask(cniapi.PathAdd, request, &made)
+	}
+	if err != nil {
+		if derr := ipam.del(); derr != nil {
+			fmt.Fprintf(os.Stderr, "DEL of %s after a failed ADD: %s\n", ipam.name, derr)
+		}
+	}
+	return made, err
+}
+
 func del(c *config, args *skel.CmdArgs) error {
+	if c.Attachment == attachBridge {
+		return delBridged(c, args)
+	}
 	a := attachment(c, args)
 	a.Netns = ""
-	return c.ask(cniapi.PathDel, a, &cniapi.Empty{})
+	if err := c.ask(cniapi.PathDel, a, &cniapi.Empty{}); err != nil {
+		return err
+	}
+	ipam, err := c.ipamOf(args.StdinData, nil)
+	if err != nil {
+		return err
+	}
+	return ipam.del()
 }
 
 func check(c *config, args *skel.CmdArgs) error {
+	if c.Attachment == attachBridge {
+		return checkBridged(c, args)
+	}
 	if c.PrevResult == nil {
 		return configError("CHECK without prevResult")
 	}
@@ -110,7 +151,14 @@ func check(c *config, args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	return c.ask(cniapi.PathCheck, cniapi.CheckRequest{Attachment: attachment(c, args), Addrs: addrs}, &cniapi.Empty{})
+	if err := c.ask(cniapi.PathCheck, cniapi.CheckRequest{Attachment: attachment(c, args), Addrs: addrs}, &cniapi.Empty{}); err != nil {
+		return err
+	}
+	ipam, err := c.ipamOf(args.StdinData, nil)
+	if err != nil {
+		return err
+	}
+	return ipam.check()
 }
 
 func gc(c *config, args *skel.CmdArgs) error {
@@ -125,7 +173,17 @@ func gc(c *config, args *skel.CmdArgs) error {
 	for _, a := range c.ValidAttachments {
 		request.Valid = append(request.Valid, cniapi.Attachment{ContainerID: a.ContainerID, Interface: a.IfName})
 	}
-	return c.ask(cniapi.PathGC, request, &cniapi.Empty{})
+	if c.Attachment == attachBridge {
+		return gcBridged(c, args)
+	}
+	if err := c.ask(cniapi.PathGC, request, &cniapi.Empty{}); err != nil {
+		return err
+	}
+	ipam, err := c.ipamOf(args.StdinData, nil)
+	if err != nil {
+		return err
+	}
+	return ipam.gc()
 }
 
 func status(c *config, _ *skel.CmdArgs) error {

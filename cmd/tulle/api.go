@@ -102,6 +102,7 @@ func listenAPI(d *daemon) (*apiServer, error) {
 	mux.HandleFunc("POST "+cniapi.PathCheck, carryOut(d.pods.check))
 	mux.HandleFunc("POST "+cniapi.PathGC, carryOut(d.pods.gc))
 	mux.HandleFunc("POST "+cniapi.PathStatus, carryOut(d.pods.status))
+	mux.HandleFunc("POST "+cniapi.PathPool, carryOut(d.pods.pool))
 	return &apiServer{listener: listener, server: &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}, captures: &d.captures}, nil
 }
 

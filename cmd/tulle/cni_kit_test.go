@@ -65,6 +65,15 @@ var pluginDir = sync.OnceValues(func() (dir string, err error) {
 	return pluginHome, err
 })
 
+// upstreamPlugins builds the reference plugins beside it, once for all tests that want them.
+var upstreamPlugins = sync.OnceValue(func() error {
+	dir, err := pluginDir()
+	if err == nil {
+		err = need.CNIPlugins(contextOfTests, dir)
+	}
+	return err
+})
+
 // A cniRuntime is a container runtime's use of CNI on one node.
 type cniRuntime struct {
 	t    testing.TB

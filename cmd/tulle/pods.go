@@ -262,6 +262,32 @@ func (p *pods) sweep() error {
 // status says whether add would work.
 func (p *pods) status(cniapi.Empty) (cniapi.Empty, error) { return cniapi.Empty{}, p.ready() }
 
+// pool says what another plugin can give a container addresses of. One that is there already gets none: another plugin's ADD that fails is
+// undone, and with it what the container has.
+func (p *pods) pool(r cniapi.Attachment) (cniapi.Pool, error) {
+	owner, err := ownerOf(r)
+	if err != nil {
+		return cniapi.Pool{}, err
+	}
+	if err := p.ready(); err != nil {
+		return cniapi.Pool{}, err
+	}
+	defer p.begin(owner)()
+	if _, leased := p.store.Lease(owner); leased {
+		there, err := attach.Exists(podLink(owner))
+		if err != nil || there {
+			return cniapi.Pool{}, coded(cmp.Or(err, attach.ErrExists))
+		}
+	}
+	pools, mtu := p.pools()
+	answer := cniapi.Pool{MTU: mtu}
+	for _, pool := range pools {
+		gateway, engine := control.GatewayAddr(pool.Subnet), control.EngineAddr(pool.Subnet)
+		answer.Ranges = append(answer.Ranges, cniapi.Range{Subnet: pool.Subnet, First: gateway.Next(), Last: engine.Prev(), Gateway: gateway})
+	}
+	return answer, nil
+}
+
 func (p *pods) ready() error {
 	if err := p.daemon.ready(); err != nil {
 		return &cniapi.Error{Code: cniapi.CodeTryAgain, Msg: fmt.Sprintf("node is not ready: %s", err)}

@@ -13,6 +13,7 @@ const (
 	PathCheck  = "/v1/cni/check"  // CheckRequest, Empty
 	PathGC     = "/v1/cni/gc"     // GCRequest, Empty
 	PathStatus = "/v1/cni/status" // Empty, Empty
+	PathPool   = "/v1/cni/pool"   // Attachment, Pool
 )
 
 // Codes of errors.
@@ -81,6 +82,20 @@ type AddResult struct {
 type IP struct {
 	Address netip.Prefix `json:"address"`
 	Gateway netip.Addr   `json:"gateway"`
+}
+
+// A Pool is what plugins that give pods their addresses themselves need to know of the node.
+type Pool struct {
+	MTU    int     `json:"mtu"` // of pods, bytes
+	Ranges []Range `json:"ranges"`
+}
+
+// A Range is the addresses that pods may have, in one family.
+type Range struct {
+	Subnet  netip.Prefix `json:"subnet"`
+	First   netip.Addr   `json:"first"`
+	Last    netip.Addr   `json:"last"`
+	Gateway netip.Addr   `json:"gateway"` // of pods on a bridge
 }
 
 // A CheckRequest asks whether a pod still has what ADD gave it.

@@ -65,6 +65,9 @@ func (c *Config) tables() []table {
 	for i, t := range []*table{&four, &six} {
 		if net := c.Networks[i]; net.IsValid() && c.Subnets[i].IsValid() {
 			t.chains, t.forward = c.chains(t.family, net.Masked(), c.Subnets[i].Masked())
+			if len(t.chains) == 0 {
+				t.untracked = c.untracked(t.family, net.Masked())
+			}
 		}
 	}
 	return []table{four, six}

@@ -27,6 +27,9 @@ type table struct {
 	family  family
 	chains  []chain
 	forward []rule // at the top of each foreign chain that drops what it forwards
+
+	// untracked is one more chain if anybody else translates: that makes the kernel track, too. It has no name where chains have it already.
+	untracked chain
 }
 
 // apply compares and, if anything differs, makes all anew in one transaction.
@@ -46,6 +49,9 @@ func (t *table) apply() (changed bool, err error) {
 		} else {
 			foreign = append(foreign, c)
 		}
+	}
+	if t.untracked.name != "" && slices.ContainsFunc(foreign, func(c *nftables.Chain) bool { return c.Type == nftables.ChainTypeNAT }) {
+		t.chains = append(t.chains, t.untracked)
 	}
 	same, err := t.isThere(conn, own)
 	if err != nil {
