@@ -5,6 +5,7 @@
 # make e2e-containers  containerd, runc and podman from Debian's packages on two nodes: containers that nothing was done for (root)
 # make test    all tests (root)
 # make sim     10,000 histories of the claim protocol (HISTORIES, SEED); one alone: make sim HISTORIES=1 SEED=n
+# make cni-cycles   CYCLES (default 10000) containers added and deleted while plugins and daemon are killed (root)
 # make fuzz    every fuzzer for FUZZTIME each (default 30s)
 # make bench   kernel VXLAN, tulle and others in turns, in under 20 minutes, on a machine that does nothing else (root); bench-full
 #              takes hours, bench-quick two minutes to see that it works. Results in $(BENCHOUT)/, see docs/benchmarks.md;
@@ -25,13 +26,14 @@ BENCHOUT ?= bench-out
 DURATION ?= 30m
 BASELINE ?=
 HISTORIES ?= 10000
+CYCLES   ?= 10000
 SEED     ?= 1
 CURVES   := ^Benchmark(FIB|Peers|Lookup)$$
 RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet|TestHolderDies|TestTakeoverGivenUp
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
-.PHONY: build demo chaos e2e-containers sim test fuzz bench bench-full bench-quick performance lint clean need-root
+.PHONY: build demo chaos e2e-containers sim cni-cycles test fuzz bench bench-full bench-quick performance lint clean need-root
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle ./cmd/tulle
@@ -58,6 +60,9 @@ test: need-root build
 
 sim:
 	$(GO) test -count=1 -timeout 60m ./control/claim -run '^TestHistories$$' -histories $(HISTORIES) -seed $(SEED)
+
+cni-cycles: need-root
+	$(GO) test -count=1 -timeout 6h -v ./cmd/tulle -run '^TestCNICycles$$' -cycles $(CYCLES)
 
 fuzz:
 	@scripts/fuzz $(FUZZTIME)

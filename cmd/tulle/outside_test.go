@@ -318,13 +318,25 @@ func deleteOurs() (n int, err error) {
 	return n, c.Flush()
 }
 
-// stopNetfilter demands that a clean stop leaves nothing.
+// stopNetfilter demands that a clean stop leaves nothing, neither of this daemon nor of one that was killed before it.
 func stopNetfilter(t *testing.T, l *lab.Lab) {
 	t.Helper()
+	if err := errors.Join(l.StopNode(t.Context(), 1, syscall.SIGKILL), l.StartNode(t.Context(), 1)); err != nil {
+		t.Fatal(err)
+	}
 	waitFor(t, func() bool { return status(t, l, 1).NotReady == "" })
 	if err := l.StopNode(t.Context(), 1, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	in(t, l.Nodes()[0], func() error {
+		rules, err := netlink.RuleList(netlink.FAMILY_ALL)
+		for _, r := range rules {
+			if r.Protocol == 85 {
+				t.Errorf("%s is left", r)
+			}
+		}
+		return err
+	})
 	in(t, l.Nodes()[0], func() error {
 		if n, err := deleteOurs(); err != nil || n > 0 {
 			return errors.Join(err, fmt.Errorf("%d tables and rules are left", n))
