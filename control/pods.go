@@ -12,6 +12,7 @@ import (
 
 	"github.com/tulle-net/tulle/control/listing"
 	"github.com/tulle-net/tulle/control/netfilter"
+	"github.com/tulle-net/tulle/control/pin"
 )
 
 // Whatever is for a pod of this node passes the engine, whichever way it came: from another pod of the node, from the node, from
@@ -33,6 +34,7 @@ const (
 type Pod struct {
 	Link  string
 	Addrs []netip.Addr
+	MAC   net.HardwareAddr
 	Ports []netfilter.Port // of the node that lead to it
 
 	In, Out Limit // of what it gets, and of what it sends
@@ -40,9 +42,14 @@ type Pod struct {
 
 func (p Pod) equal(o Pod) bool { return p.Link == o.Link && slices.Equal(p.Addrs, o.Addrs) }
 
-// applyPods makes the rules and the two tables what Pods ask for. A pod whose link has gone or is down keeps its way to the
+// applyPods holds the Pods to their addresses, and makes the rules and the two tables what they ask for. A pod whose link has gone or is down keeps its way to the
 // engine, behind which main's unreachable route answers.
 func (k Kernel) applyPods(tap netlink.Link) (changed bool, err error) {
+	if !k.NoNetfilter {
+		if changed, err = pin.Apply(k.pins()); err != nil {
+			return changed, err
+		}
+	}
 	for _, f := range k.families() {
 		made, err := k.applyRules(f)
 		changed = changed || made
@@ -219,6 +226,24 @@ func ownedPodRoutes(family int) (routes []netlink.Route, err error) {
 	return routes, nil
 }
 
+func pins(pods []Pod) (all []pin.Pod) {
+	for _, p := range pods {
+		all = append(all, pin.Pod{Link: p.Link, Addrs: p.Addrs, MAC: p.MAC})
+	}
+	return all
+}
+
+func (k Kernel) pins() []pin.Pod { return pins(k.Pods) }
+
+// pin changes what is pinned, or makes it all anew when it is not what was left.
+func (k Kernel) pin(add, remove []Pod) error {
+	if pin.Change(pins(add), pins(remove)) == nil && len(k.Pods) > 0 {
+		return nil
+	}
+	_, err := pin.Apply(k.pins())
+	return err
+}
+
 // addPod makes the rules and the routes of one pod.
 func (k Kernel) addPod(p Pod) error {
 	tap, err := netlink.LinkByName(k.TAP)
@@ -233,10 +258,8 @@ func (k Kernel) addPod(p Pod) error {
 		if !f.subnet.IsValid() {
 			continue
 		}
-		if len(k.Pods) == 1 { // the first one
-			if _, err := k.applyRules(f); err != nil {
-				return err
-			}
+		if _, err := k.applyRules(f); err != nil {
+			return err
 		}
 		for _, r := range k.routesOf(f, p, tap.Attrs().Index, link.Attrs().Index) {
 			if err := netlink.RouteReplace(&r); err != nil {
@@ -261,9 +284,13 @@ func (k Kernel) removePod(p Pod) error {
 	return errors.Join(errs...)
 }
 
-// removePods removes all of both tables, and the rules.
+// removePods removes all of both tables, the rules, and what held the pods to their addresses.
 func (k Kernel) removePods() error {
 	var errs []error
+	if !k.NoNetfilter {
+		_, err := pin.Apply(nil)
+		errs = append(errs, err)
+	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		rules, err := ownedRules(family)
 		errs = append(errs, err)
@@ -284,11 +311,21 @@ func (r *Reconciler) SetPods(pods []Pod) {
 	r.Wake()
 }
 
-// AddPod makes the kernel's routes and the node's ports to a pod, and its limits, and keeps them.
+// PinPod holds a pod to its addresses before it has its link: not a packet of it passes that should not.
+func (r *Reconciler) PinPod(p Pod) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.want.NoNetfilter {
+		return errors.New("pods cannot be held to their addresses: this kernel has no nftables (CONFIG_NF_TABLES)")
+	}
+	r.want.Pods = append(slices.Clip(r.want.Pods), p)
+	return r.want.pin([]Pod{p}, nil)
+}
+
+// AddPod makes the kernel's routes and the node's ports to a pod that is pinned, and its limits.
 func (r *Reconciler) AddPod(p Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.want.Pods = append(slices.Clip(r.want.Pods), p)
 	if err := r.want.addPod(p); err != nil {
 		return err
 	}
@@ -302,8 +339,13 @@ func (r *Reconciler) AddPod(p Pod) error {
 func (r *Reconciler) RemovePod(p Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	had := len(r.want.Pods)
 	r.want.Pods = slices.DeleteFunc(slices.Clone(r.want.Pods), p.equal)
-	return errors.Join(r.want.removePod(p), p.removeLimits(), r.want.changePorts(p, true))
+	var unpinned error
+	if len(r.want.Pods) < had {
+		unpinned = r.want.pin(nil, []Pod{p})
+	}
+	return errors.Join(r.want.removePod(p), p.removeLimits(), r.want.changePorts(p, true), unpinned)
 }
 
 // changePorts makes the node's ports those of all pods, after one has come or gone.

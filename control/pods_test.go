@@ -1,12 +1,18 @@
 package control
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/tulle-net/tulle/control/pin"
 )
+
+var podMAC = net.HardwareAddr{2, 0, 0, 0, 0, 9}
 
 // addPodLink makes a pair that is up; it goes with the namespace.
 func addPodLink(t *testing.T, name string) netlink.Link {
@@ -33,8 +39,8 @@ func TestApplyPods(t *testing.T) {
 	apply(t, k)
 	link := addPodLink(t, "tulle-v1")
 	k.Pods = []Pod{
-		{Link: "tulle-v1", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:244:0:1::2")}},
-		{Link: "tulle-absent", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.3")}},
+		{Link: "tulle-v1", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:244:0:1::2")}, MAC: podMAC},
+		{Link: "tulle-absent", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.3")}, MAC: podMAC},
 	}
 	apply(t, k, ChangedPod)
 	apply(t, k)
@@ -59,6 +65,17 @@ func TestApplyPods(t *testing.T) {
 			}
 			apply(t, k, ChangedPod)
 		}
+	}
+	alien := []pin.Pod{{Link: "tulle0", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.66")}, MAC: podMAC}}
+	for what, damage := range map[string]func() error{
+		"pinned too":     func() error { return pin.Change(alien, nil) },
+		"pinned no more": func() error { return pin.Change(nil, pins(k.Pods[:1])) },
+		"nobody pinned":  func() error { _, err := pin.Apply(nil); return err },
+	} {
+		if err := damage(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		apply(t, k, ChangedPod)
 	}
 	apply(t, k)
 	if err := netlink.LinkSetDown(link); err != nil { // its routes go with that, and nothing else waits for it
@@ -88,6 +105,9 @@ func TestApplyPods(t *testing.T) {
 
 func nothingOfPods(t *testing.T) {
 	t.Helper()
+	if left, err := pin.Apply(nil); left || err != nil {
+		t.Errorf("pins left: %v %v", left, err)
+	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		rules, err1 := ownedRules(family)
 		routes, err2 := ownedPodRoutes(family)
@@ -106,8 +126,8 @@ func TestPodWays(t *testing.T) {
 	r := NewReconciler(k, func(State) {})
 	r.apply()
 	addPodLink(t, "tulle-v1")
-	pod := Pod{Link: "tulle-v1", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
-	if err := r.AddPod(pod); err != nil {
+	pod := Pod{Link: "tulle-v1", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}, MAC: podMAC}
+	if err := errors.Join(r.PinPod(pod), r.AddPod(pod)); err != nil {
 		t.Fatal(err)
 	}
 	ways := func() string {

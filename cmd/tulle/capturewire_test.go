@@ -33,23 +33,37 @@ type wireTap struct {
 func newWireTap(t *testing.T, n lab.Node, link string) *wireTap {
 	t.Helper()
 	w := &wireTap{done: make(chan struct{})}
-	in(t, n, func() (err error) {
-		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
-			return err
-		}
-		i, err := net.InterfaceByName(link)
-		if err != nil {
-			return err
-		}
-		unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 256<<20)
-		unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 300000})
-		return unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: i.Index})
-	})
+	in(t, n, func() error { return w.open(link) })
 	return w
+}
+
+// open opens the socket in the namespace it is called in.
+func (w *wireTap) open(link string) (err error) {
+	if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+		return err
+	}
+	i, err := net.InterfaceByName(link)
+	if err != nil {
+		return err
+	}
+	unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 256<<20)
+	unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 300000})
+	return unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: i.Index})
 }
 
 // take returns every packet of the tunnel that waits in the socket, in order, and closes it.
 func (w *wireTap) take(t *testing.T, port uint16) [][]byte {
+	t.Helper()
+	w.drain(t, func(b []byte) {
+		if isOfTunnel(b, port) {
+			w.seen = append(w.seen, bytes.Clone(b))
+		}
+	})
+	return w.seen
+}
+
+// drain shows every packet that waits in the socket, in order, and closes it.
+func (w *wireTap) drain(t *testing.T, show func([]byte)) {
 	t.Helper()
 	defer unix.Close(w.fd)
 	buf := make([]byte, 1<<18)
@@ -61,14 +75,11 @@ func (w *wireTap) take(t *testing.T, port uint16) [][]byte {
 		if err != nil && err != unix.EINTR {
 			t.Fatal(err)
 		}
-		if n > 0 && isOfTunnel(buf[:n], port) {
-			w.seen = append(w.seen, bytes.Clone(buf[:n]))
-		}
+		show(buf[:max(n, 0)])
 	}
 	if s, err := unix.GetsockoptTpacketStats(w.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err != nil || s.Drops > 0 {
 		t.Fatalf("the test's own socket dropped packets: %+v, %v", s, err)
 	}
-	return w.seen
 }
 
 // isOfTunnel decodes with gopacket what tunnelProgram tells the kernel.

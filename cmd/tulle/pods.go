@@ -53,10 +53,14 @@ func (p *pods) known() (all []control.Pod) {
 	return all
 }
 
-// routed is a lease as the kernel's routes know it.
+// routed is a lease as the kernel's routes and netfilter know it.
 func routed(l ipam.Lease) control.Pod {
 	in, out := limits(l.Bandwidth)
-	return control.Pod{Link: podLink(l.Owner), Addrs: l.Addrs, Ports: mapped(l), In: in, Out: out}
+	pod := control.Pod{Link: podLink(l.Owner), Addrs: l.Addrs, Ports: mapped(l), In: in, Out: out}
+	if len(l.Addrs) > 0 {
+		pod.MAC = vethOf(l).MAC
+	}
+	return pod
 }
 
 // podLink depends on nothing but the owner: DEL finds the link when all else is lost.
@@ -101,7 +105,10 @@ func (p *pods) add(r cniapi.AddRequest) (cniapi.AddResult, error) {
 		return cniapi.AddResult{}, coded(err)
 	}
 	v := vethOf(lease)
-	err = v.Add()
+	err = p.daemon.reconciler.PinPod(routed(lease))
+	if err == nil {
+		err = v.Add()
+	}
 	if err == nil {
 		err = p.daemon.reconciler.AddPod(routed(lease))
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/control/netconf"
+	"github.com/tulle-net/tulle/control/pin"
 	"github.com/tulle-net/tulle/dataplane"
 	"github.com/tulle-net/tulle/dataplane/packet"
 	"github.com/tulle-net/tulle/dataplane/tap"
@@ -31,6 +32,8 @@ type statusReport struct {
 	Flows         tableReport       `json:"flows"`
 	Holder        holderReport      `json:"holder"`
 	Verdicts      map[string]uint64 `json:"verdicts"` // every verdict, in wire segments
+	// PodDrops counts what the kernel dropped of pods behind links before the engine saw it, by reason; a super-packet is one.
+	PodDrops map[pin.Reason]uint64 `json:"podDrops"`
 	// Repairs counts what somebody else changed in the kernel and the reconciler mended, by kind.
 	Repairs map[control.Change]uint64 `json:"repairs"`
 	// Refused counts what gossip did not let in, by reason.
@@ -123,6 +126,9 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 	if r.Underlay, err = d.underlayReport(); err != nil {
 		return nil, err
 	}
+	if r.PodDrops, err = d.podDrops(); err != nil {
+		return nil, err
+	}
 	r.Problems = append(r.Problems, r.Underlay.NoNextHop...)
 	if err := d.ready(); err != nil {
 		r.NotReady = err.Error()
@@ -131,6 +137,14 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 		r.Problems = append(r.Problems, "the packet ledger does not balance")
 	}
 	return r, nil
+}
+
+// podDrops are none where there is no nftables, and so no pod.
+func (d *daemon) podDrops() (map[pin.Reason]uint64, error) {
+	if d.config.noNetfilter {
+		return map[pin.Reason]uint64{}, nil
+	}
+	return pin.Drops()
 }
 
 func (d *daemon) nodeReport(s control.State) nodeReport {

@@ -142,6 +142,7 @@ func writeStatus(out io.Writer, r *statusReport) error {
 	}
 	writeCounts(w, "repaired", r.Repairs)
 	writeCounts(w, "refused", r.Refused)
+	writeCounts(w, "pods' drops", r.PodDrops)
 	fmt.Fprintln(w)
 	writePeerTable(w, r.Peers)
 	fmt.Fprint(w, "\nPORT\tFRAMES IN\tSEGMENTS IN\tBYTES IN\tFRAMES OUT\tSEGMENTS OUT\tBYTES OUT\n")
