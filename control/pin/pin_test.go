@@ -22,6 +22,9 @@ func BenchmarkSend(b *testing.B) {
 	}
 	node, err := os.Open("/proc/thread-self/ns/net")
 	if err == nil {
+		err = quiet()
+	}
+	if err == nil {
 		err = unix.Unshare(unix.CLONE_NEWNET)
 	}
 	if err != nil {
@@ -68,12 +71,13 @@ func BenchmarkSend(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer socket.Close()
-			payload := make([]byte, 18)
+			payload, start := make([]byte, 18), threadTime(b)
 			for b.Loop() {
 				if _, err := socket.Write(payload); err != nil {
 					b.Fatal(err)
 				}
 			}
+			b.ReportMetric(float64(threadTime(b)-start)/float64(b.N), "cpu-ns/op")
 			enter(b, node)
 			drops, err := Drops()
 			for r, n := range drops {
@@ -100,6 +104,25 @@ func enter(b *testing.B, ns *os.File) {
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// quiet keeps the node's end from hearing what the pod's link says in IPv6 when it comes up.
+func quiet() error {
+	const key = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+	if _, err := os.Stat(key); err != nil {
+		return nil
+	}
+	return os.WriteFile(key, []byte("1"), 0)
+}
+
+// threadTime is the CPU time of the thread, ns: what else runs on the machine does not count.
+func threadTime(b *testing.B) int64 {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+		b.Fatal(err)
+	}
+	return u.Utime.Nano() + u.Stime.Nano()
 }
 
 // up gives a link an address and a route to another one.
