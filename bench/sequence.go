@@ -87,34 +87,34 @@ func payload(b []byte, number uint64) {
 }
 
 func (s Sequence) send(ctx context.Context, tx *net.UDPConn) (sent, refused int) {
-	b, next := make([]byte, s.Size), time.Now()
+	b := make([]byte, s.Size)
+	due := time.Now()
 	for number := range s.Count {
 		if ctx.Err() != nil {
 			break
 		}
+		due = s.await(due)
 		payload(b, uint64(number))
 		sent++
 		if _, err := tx.Write(b); err != nil {
 			refused++
 		}
-		if s.Interval > 0 {
-			next = s.pause(next.Add(s.Interval))
-		}
 	}
 	return sent, refused
 }
 
-// mostBehind is how much of a delay is made up for: more would be a burst that no receiver has room for.
-const mostBehind = 10 * time.Millisecond
+// mostLate is how far a sender may be behind and still catch up: more at once would be a burst that fills queues.
+const mostLate = 10 * time.Millisecond
 
-// pause waits until the next datagram is due, and returns when that was.
-func (s Sequence) pause(due time.Time) time.Time {
+// await sleeps until the time of a datagram, and returns that of the next one. A sleep lasts longer than it was asked to, so the time of
+// one counts from that of the one before and not from its end.
+func (s Sequence) await(due time.Time) (next time.Time) {
 	wait := time.Until(due)
-	if wait < -mostBehind {
-		return due.Add(-wait - mostBehind)
-	}
 	time.Sleep(wait)
-	return due
+	if late := -wait; late > mostLate {
+		due = due.Add(late - mostLate)
+	}
+	return due.Add(s.Interval)
 }
 
 // receive fills r's counters of arrivals. It ends when nothing has come for Quiet since the last was sent.

@@ -47,3 +47,19 @@ func TestSequenceJudges(t *testing.T) {
 		t.Errorf("got %+v, want %+v", r, want)
 	}
 }
+
+// TestSequencePace demands that the time of a datagram follows from the one before, however long a sleep took, and that a sender which was
+// held up does not make up for more than mostLate.
+func TestSequencePace(t *testing.T) {
+	s := Sequence{Interval: time.Millisecond}
+	for _, due := range []time.Time{time.Now().Add(2 * time.Millisecond), time.Now()} {
+		if next := s.await(due); !next.Equal(due.Add(s.Interval)) && time.Since(due) < mostLate {
+			t.Errorf("after %v comes %v", due, next)
+		}
+	}
+	before := time.Now()
+	next := s.await(before.Add(-time.Hour))
+	if first, last := before.Add(s.Interval-mostLate), time.Now().Add(s.Interval-mostLate); next.Before(first) || next.After(last) {
+		t.Errorf("held up for an hour: %v, want %v to %v", next, first, last)
+	}
+}

@@ -19,7 +19,8 @@ import (
 const (
 	streamRate  = 1000 // datagrams a second of one numbered stream
 	streamSlice = 2000 // datagrams until a stream begins anew
-	connections = 60   // that stay
+	streamQuiet = 500 * time.Millisecond
+	connections = 60 // that stay
 	connectGap  = 5 * time.Millisecond
 	// connectTime bounds the beginning of a connection: SYNs are sent again after 1, 3, 7 and 15 s.
 	connectTime = 20 * time.Second
@@ -90,7 +91,7 @@ func startLoad(ctx context.Context, l *lab.Lab, rate int) (*load, error) {
 		echoes[addr] = at
 	}
 	for i := range max(1, rate/streamRate) {
-		w.all.Go(func() { w.stream(ctx, w.pairs[i%len(w.pairs)], time.Second/time.Duration(min(rate, streamRate))) })
+		w.all.Go(func() { w.stream(ctx, w.pairs[i%len(w.pairs)], streamGap(min(rate, streamRate))) })
 	}
 	for i := range connections {
 		p := w.pairs[i%len(w.pairs)]
@@ -98,6 +99,11 @@ func startLoad(ctx context.Context, l *lab.Lab, rate int) (*load, error) {
 	}
 	w.all.Go(func() { w.comeAndGo(ctx, echoes) })
 	return w, nil
+}
+
+// streamGap is the time from datagram to datagram that makes up for the silence at the end of each slice: the rate is that of the whole.
+func streamGap(rate int) time.Duration {
+	return time.Second/time.Duration(rate) - streamQuiet/streamSlice
 }
 
 // stop ends the traffic.
@@ -128,7 +134,7 @@ func (w *load) stream(ctx context.Context, p lab.Pair, gap time.Duration) {
 			sleep(ctx, time.Second)
 			continue
 		}
-		r, err := bench.Sequence{Count: streamSlice, Size: 200, Interval: gap, Quiet: 500 * time.Millisecond}.Run(ctx, tx, rx)
+		r, err := bench.Sequence{Count: streamSlice, Size: 200, Interval: gap, Quiet: streamQuiet}.Run(ctx, tx, rx)
 		tx.Close()
 		rx.Close()
 		if ctx.Err() != nil {
