@@ -58,6 +58,7 @@ type gossipConfig struct {
 	key      []byte // nil: unencrypted
 	stateDir string
 	reclaim  time.Duration // after which a node that is gone loses its subnet; 0: never
+	majority int           // nodes of which more than half must be in sight for a subnet to be claimed; 0: any number claims
 }
 
 // A daemon is one running node.
@@ -197,7 +198,7 @@ func (d *daemon) openGossip() (err error) {
 	d.gossip, err = gossip.Open(gossip.Config{
 		Self: c.self, Network: c.conf.Network, SubnetLen: c.conf.SubnetLen, SubnetMin: c.conf.SubnetMin, SubnetMax: c.conf.SubnetMax,
 		IPv6Network: c.conf.IPv6Network, IPv6SubnetLen: c.conf.IPv6SubnetLen, IPv6SubnetMin: c.conf.IPv6SubnetMin, IPv6SubnetMax: c.conf.IPv6SubnetMax,
-		TunnelPort: c.port, BindPort: c.gossip.port, Join: c.gossip.join, Key: c.gossip.key, StateDir: c.gossip.stateDir, ReclaimAfter: c.gossip.reclaim,
+		TunnelPort: c.port, BindPort: c.gossip.port, Join: c.gossip.join, Key: c.gossip.key, StateDir: c.gossip.stateDir, ReclaimAfter: c.gossip.reclaim, Nodes: c.gossip.majority,
 		Reserved: d.network.reserved, Log: slog.Default(),
 	})
 	if err == nil {

@@ -49,6 +49,7 @@ type nodeOptions struct {
 	holder                  string
 	cni                     cniInstall
 	gossipPort, workers     int
+	majority                int
 	maxFlows, perSource     int
 	insecure, keep, ipMasq  bool
 	takeover                bool
@@ -120,6 +121,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.DurationVar(&o.busyPoll, "busy-poll", defaultBusyPoll(), "how long a worker looks for packets before it sleeps, as long as that finds some; 0 to sleep at once")
 	f.IntVar(&o.maxFlows, "max-flows", flowsPerFamily, "size of the flow table for each family; 128 bytes an IPv4 flow, 256 an IPv6 flow, used as they come")
 	f.IntVar(&o.perSource, "max-flows-per-source", 0, "flows of each family that packets of one source address may begin; 0 for a quarter of --max-flows")
+	f.IntVar(&o.majority, "majority", 0, "claim a subnet only with more than half of so many nodes in sight, the same number on all, no less than there will ever be; 0: a node alone claims too")
 	f.DurationVar(&o.reclaim, "reclaim-after", 0, "take the subnet of a node away that has been gone for so long, while more than half of the nodes are there; 0 for never")
 	f.BoolVar(&o.ipMasq, "ip-masq", false, "masquerade what pods send out of the cluster network, as Mode island of net-conf.json does")
 	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
@@ -229,7 +231,7 @@ func globalIPv6(a netip.Addr) bool {
 
 // gossipConfig reads the cluster key. Gossip without one has to be asked for.
 func (o *nodeOptions) gossipConfig() (*gossipConfig, error) {
-	g := &gossipConfig{port: o.gossipPort, stateDir: o.stateDir, reclaim: o.reclaim}
+	g := &gossipConfig{port: o.gossipPort, stateDir: o.stateDir, reclaim: o.reclaim, majority: o.majority}
 	for seed := range strings.SplitSeq(o.join, ",") {
 		if seed = strings.TrimSpace(seed); seed != "" {
 			g.join = append(g.join, seed)

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/dataplane/tap"
 )
 
@@ -20,6 +21,8 @@ func (o *nodeOptions) check() error {
 		return usageError("--max-flows %d: out of range (allowed: %d to %d)", o.maxFlows, leastFlows, mostFlows)
 	case o.perSource < 0 || o.perSource > mostFlows:
 		return usageError("--max-flows-per-source %d: out of range (allowed: 0 to %d)", o.perSource, mostFlows)
+	case o.majority < 0 || o.majority > gossip.MaxNodes:
+		return usageError("--majority %d: out of range (allowed: 0 to %d)", o.majority, gossip.MaxNodes)
 	case o.reclaim < 0 || o.reclaim > 0 && o.reclaim < leastReclaim:
 		return usageError("--reclaim-after %v: out of range (allowed: 0, or %v and more)", o.reclaim, leastReclaim)
 	case o.workers < 1 || o.workers > maxWorkers:

@@ -22,6 +22,9 @@ type Claimer struct {
 	Pools  Pools
 	Given  netip.Prefix // valid iff the subnet is given instead of claimed
 	Given6 netip.Prefix // valid iff dual stack and the IPv6 subnet is given too
+	// Nodes is how many there are at most, of which more than half have to be seen for a block to be claimed: never two sides of a partition
+	// claim one then. Zero: any number claims.
+	Nodes int
 
 	Claim  Claim                 // valid iff block is; its tenure is the one that others were told
 	rivals map[NodeID]claimState // nodes that claim the block too, and how far they were in the last turn
@@ -94,13 +97,27 @@ func (c *Claimer) Turn(s Situation) (confirmNow bool) {
 	if c.bar(s) {
 		return false
 	}
+	if c.Claim.State == Confirmed && c.Claim.Block.IsValid() || !s.Ready || c.Released != nil {
+		return false
+	}
+	if few := c.tooFew(s); few != "" {
+		c.withdraw()
+		c.Problem = few
+		return false
+	}
 	if c.Claim.Block.IsValid() {
-		return c.Claim.State == Tentative && c.decided(s)
+		return c.decided(s)
 	}
-	if s.Ready && c.Released == nil {
-		c.choose(s)
-	}
+	c.choose(s)
 	return false
+}
+
+// tooFew says why the nodes in sight may not claim; "" when they may.
+func (c *Claimer) tooFew(s Situation) string {
+	if 2*s.Members > c.Nodes {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d nodes are in sight (--majority): no subnet is claimed until it is more than half", s.Members, c.Nodes)
 }
 
 // bar says whether the node may not claim now. It withdraws what it has, a confirmed claim after a while.

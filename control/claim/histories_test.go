@@ -279,6 +279,26 @@ func TestHistories(t *testing.T) {
 	}
 }
 
+// TestMajority: where only more than half of the nodes claim, what one confirms is nobody else's, during a partition too.
+func TestMajority(t *testing.T) {
+	late := 0
+	for seed := *firstSeed; seed < *firstSeed+uint64(*histories); seed++ {
+		w := newWorld(seed, flaws{})
+		w.majority, w.severe, w.copies = true, true, false
+		if w.run(); w.bad != "" {
+			t.Errorf("%s", w.history())
+		}
+		for _, n := range w.nodes {
+			if n.up && n.m.Claimer.Claim.State == Confirmed {
+				late++
+			}
+		}
+	}
+	if late == 0 {
+		t.Error("nobody has a block at the end")
+	}
+}
+
 // TestMutantsAreFound breaks the protocol in six ways: each has to be found.
 func TestMutantsAreFound(t *testing.T) {
 	for name, f := range map[string]flaws{

@@ -31,7 +31,7 @@ func (w *world) confirmed(n *simNode) {
 		if other == n || !other.up || o.Claimer.Claim.State != Confirmed || other.id == n.id || !w.overlap(o.Claimer.Claim.Block, c.Block) {
 			continue
 		}
-		if w.parted > 0 && w.now-w.parted < 40*time.Second || w.liveCount() < witnessCount || other.adopted && w.now-other.since < 5*time.Second || o.Fences.Dead(o.Claimer.Claim) {
+		if !w.majority && w.parted > 0 && w.now-w.parted < 40*time.Second || w.liveCount() < witnessCount || other.adopted && w.now-other.since < 5*time.Second || o.Fences.Dead(o.Claimer.Claim) {
 			continue
 		}
 		w.violated("I0", "%s confirms %s, which %s has", n.name, c.Block, other.name)

@@ -37,6 +37,7 @@ type world struct {
 	bad        string // the first violation
 	wordy      bool   // letters are logged
 	reclaim    time.Duration
+	majority   bool // only more than half of all nodes claim
 }
 
 // raised is when a fence rose first, anywhere.
@@ -142,6 +143,9 @@ func (n *simNode) start(least uint64, claims []Claim) {
 	n.m = NewMachine(n.id, w.pools, n.disk.epoch, n.disk.memory, w.now)
 	n.m.flaws, n.m.quarantine, n.m.Claimer.Given = w.flaws, w.quarantine, n.given
 	n.m.Claimer.flaws, n.m.ReclaimAfter = w.flaws, w.reclaim
+	if w.majority {
+		n.m.Claimer.Nodes = len(w.nodes)
+	}
 	if len(claims) > 0 && n.m.Claimer.Fits(claims[0]) {
 		n.m.Claimer.Adopt(claims[0], w.now)
 		n.adopted = true

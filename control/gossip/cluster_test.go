@@ -43,6 +43,24 @@ func TestFiveNodesFromOneSeed(t *testing.T) {
 	}, nodes...)
 }
 
+// TestMajorityOfThree: with three nodes to come, the first one alone claims nothing and says why; two of them do.
+func TestMajorityOfThree(t *testing.T) {
+	c := newCluster(t)
+	three := func(cfg *Config) { cfg.Nodes = 3 }
+	n1 := c.start(1, three)
+	await(t, "n1 to say why it has no subnet", func() bool {
+		return strings.Contains(strings.Join(n1.now().Problems, " "), "1 of 3 nodes are in sight (--majority)")
+	}, n1)
+	if s := n1.now().Self.Subnet; s.IsValid() {
+		t.Errorf("n1 alone has %s", s)
+	}
+	n2 := c.start(2, three)
+	awaitMesh(t, n1, n2)
+	if p := n1.now().Problems; len(p) != 0 {
+		t.Errorf("n1 still has problems: %v", p)
+	}
+}
+
 func TestRestartKeepsTheSubnet(t *testing.T) {
 	c := newCluster(t)
 	n1, n2, n3 := c.start(1), c.start(2), c.start(3)

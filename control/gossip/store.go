@@ -37,6 +37,9 @@ import (
 	"github.com/tulle-net/tulle/control/claim"
 )
 
+// MaxNodes is how many nodes one keeps track of.
+const MaxNodes = claim.MaxRecords
+
 // A Config says who this node is and where it finds the others. The zero value does not work.
 type Config struct {
 	Self      control.Node // subnets valid iff given instead of claimed
@@ -59,6 +62,8 @@ type Config struct {
 	Log        *slog.Logger          // nil: slog.Default
 	// ReclaimAfter is how long a node must be gone before its subnet is taken away; 0: never.
 	ReclaimAfter time.Duration
+	// Nodes is how many nodes there are at most, of which more than half must be in sight for a subnet to be claimed; 0: any number claims.
+	Nodes int
 }
 
 // A Store is one node's part in the gossip. Open makes it, Run runs it once; only View may be called beside Run.
@@ -201,7 +206,7 @@ func (s *Store) boot(least uint64) error {
 	s.lives = lives{of: map[claim.NodeID]*life{}, lastAck: s.now()}
 	s.joined, s.kept = false, disk.Endpoints
 	s.mu.Unlock()
-	s.claimer.Given, s.claimer.Lost = s.config.Self.Subnet, lost
+	s.claimer.Given, s.claimer.Lost, s.claimer.Nodes = s.config.Self.Subnet, lost, s.config.Nodes
 	if s.pools.Dual() {
 		s.claimer.Given6 = s.config.Self.IPv6Subnet
 	} else if s.endpoint.Addr().Is6() {
