@@ -90,13 +90,13 @@ func TestFullDisk(t *testing.T) {
 func datagrams(t *testing.T, from, to *sandbox, addr netip.Addr) (sender, receiver *net.UDPConn) {
 	t.Helper()
 	err := to.run(func() (err error) {
-		receiver, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
+		receiver, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
 		return err
 	})
 	if err == nil {
 		t.Cleanup(func() { receiver.Close() })
 		err = from.run(func() (err error) {
-			sender, err = net.DialUDP("udp4", nil, receiver.LocalAddr().(*net.UDPAddr))
+			sender, err = net.DialUDP("udp", nil, receiver.LocalAddr().(*net.UDPAddr))
 			return err
 		})
 	}
