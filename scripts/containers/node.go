@@ -124,12 +124,6 @@ func (m *machine) chainedConflist() (string, error) {
 	return string(b), err
 }
 
-// mapsPorts says whether the daemon's own configuration has the capability.
-func (m *machine) mapsPorts() bool {
-	b, _ := os.ReadFile(m.path("net.d/10-tulle.conflist"))
-	return bytes.Contains(b, []byte("portMappings"))
-}
-
 // startContainerd runs it until stop, and waits until it answers.
 func (m *machine) startContainerd(ctx context.Context) error {
 	log, err := os.Create(m.path("containerd.log"))

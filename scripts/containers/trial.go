@@ -87,10 +87,7 @@ func (t *trial) prepare(ctx context.Context) (string, error) {
 // start makes, on each node, one container by containerd, one by podman, and one whose port the upstream plugin maps.
 func (t *trial) start(ctx context.Context) (string, error) {
 	for _, m := range t.machines {
-		own := &byPodman{network: "tulle"}
-		if m.mapsPorts() {
-			own.port = hostPort
-		}
+		own := &byPodman{network: "tulle", port: hostPort}
 		for kind, how := range map[string]handler{"ctr": &byContainerd{}, "podman": own, "chained": &byPodman{network: chained, port: chainedPort}} {
 			t.containers = append(t.containers, &container{name: m.Name + "-" + kind, on: m, how: how})
 		}
@@ -202,18 +199,14 @@ func send(ctx context.Context, from, to *container) (string, error) {
 	}
 }
 
-// ports asks for each node's mapped ports: from the other node, from a container there and, where tulle maps them, from one of the same
+// ports asks for each node's mapped ports: from the other node, from a container there and, where tulle itself maps them, from one of the same
 // node. With the upstream plugin that one gets no answer: between containers of a node the engine carries it past the kernel's NAT.
 func (t *trial) ports(ctx context.Context) (string, error) {
 	asked := 0
 	for i, m := range t.machines {
 		for _, kind := range []string{"podman", "chained"} {
 			to := t.find(m, kind)
-			port := to.how.(*byPodman).port
-			if port == 0 {
-				continue
-			}
-			at := netip.AddrPortFrom(m.PublicIP, uint16(port))
+			at := netip.AddrPortFrom(m.PublicIP, uint16(to.how.(*byPodman).port))
 			for who, answer := range t.answers(ctx, t.machines[1-i], to, at) {
 				out, err := answer()
 				if err == nil && out != to.name {
