@@ -231,7 +231,9 @@ func TestBenchErrors(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"frobnicate"}, 2, `no command "frobnicate" (have: run, compare, scale, report)`},
+		{[]string{"restarts", "--kills", "-1"}, 2, "--kills -1: must be 0 to 10000"},
+		{[]string{"restarts", "--next", "/nowhere"}, 2, "--next: stat /nowhere"},
+		{[]string{"frobnicate"}, 2, `no command "frobnicate" (have: run, compare, scale, restarts, report)`},
 		{[]string{"compare", "--preset", "slow"}, 2, `no such preset (have: quick, table, full)`},
 		{[]string{"scale", "--preset", "table"}, 2, `no such preset (have: quick, full)`},
 		{[]string{"compare", "--paths", "string"}, 2, "no such path (have: bare, kernel, tulle"},
