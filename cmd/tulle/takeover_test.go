@@ -50,7 +50,7 @@ func TestTakeoverGivenUp(t *testing.T) {
 	}
 	done := make(chan []bench.SequenceResult)
 	go func() {
-		done <- sequences(t, udp, bench.Sequence{Count: 15_000, Size: 200, Interval: 100 * time.Microsecond})
+		done <- sequences(t, udp, bench.Sequence{Count: 7500, Size: 200, Interval: 200 * time.Microsecond})
 	}()
 	time.Sleep(100 * time.Millisecond)
 	if err := request(t.Context(), n.RunDir, pathYield); err != nil { // and nothing after
