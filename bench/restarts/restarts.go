@@ -73,7 +73,7 @@ type run struct {
 	streams   bench.Streams
 	sockets   []io.Closer
 	udp       [][2]*net.UDPConn
-	flows     map[string]flow
+	flows     map[string]Flow
 	builds    map[string]bool
 	processes map[int]bool
 }
@@ -111,7 +111,7 @@ func (r *run) begin(ctx context.Context) error {
 		return err
 	}
 	var err error
-	r.flows, err = r.flowsOf(ctx)
+	r.flows, err = r.flowsNow(ctx)
 	if err == nil && len(r.flows) < r.Streams+udpFlows {
 		err = fmt.Errorf("node 1 has %d flows of %d connections", len(r.flows), r.Streams+udpFlows)
 	}
@@ -188,7 +188,11 @@ func (r *run) notice(ctx context.Context) error {
 		PID     int    `json:"pid"`
 		BuildID string `json:"buildID"`
 	}
-	if err := r.ask(ctx, "/v1/status", &status); err != nil {
+	n, err := r.lab.Node(1)
+	if err == nil {
+		err = ask(ctx, n, "/v1/status", &status)
+	}
+	if err != nil {
 		return err
 	}
 	r.processes[status.PID], r.builds[status.BuildID] = true, true
@@ -196,11 +200,15 @@ func (r *run) notice(ctx context.Context) error {
 	return nil
 }
 
-func (r *run) ask(ctx context.Context, path string, into any) error {
+func (r *run) flowsNow(ctx context.Context) (map[string]Flow, error) {
 	n, err := r.lab.Node(1)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	return Flows(ctx, n)
+}
+
+func ask(ctx context.Context, n lab.Node, path string, into any) error {
 	b, err := n.Ask(ctx, path)
 	if err == nil {
 		err = json.Unmarshal(b, into)
@@ -208,14 +216,14 @@ func (r *run) ask(ctx context.Context, path string, into any) error {
 	return err
 }
 
-// A flow is what one has for life.
-type flow struct {
-	id      string
-	created float64
+// A Flow is what one has for life.
+type Flow struct {
+	ID      string
+	Created float64 // seconds of CLOCK_MONOTONIC
 }
 
-// flowsOf lists node 1's TCP and UDP flows by what they are of.
-func (r *run) flowsOf(ctx context.Context) (map[string]flow, error) {
+// Flows lists a node's TCP and UDP flows by what they are of.
+func Flows(ctx context.Context, n lab.Node) (map[string]Flow, error) {
 	var listed struct {
 		Flows []struct {
 			ID             string  `json:"id"`
@@ -227,13 +235,13 @@ func (r *run) flowsOf(ctx context.Context) (map[string]flow, error) {
 			CreatedSeconds float64 `json:"createdSeconds"`
 		} `json:"flows"`
 	}
-	if err := r.ask(ctx, "/v1/flows", &listed); err != nil {
+	if err := ask(ctx, n, "/v1/flows", &listed); err != nil {
 		return nil, err
 	}
-	flows := map[string]flow{}
+	flows := map[string]Flow{}
 	for _, f := range listed.Flows {
 		if f.Proto == "tcp" || f.Proto == "udp" {
-			flows[fmt.Sprintf("%s %s:%d %s:%d", f.Proto, f.Src, f.SrcPort, f.Dst, f.DstPort)] = flow{f.ID, f.CreatedSeconds}
+			flows[fmt.Sprintf("%s %s:%d %s:%d", f.Proto, f.Src, f.SrcPort, f.Dst, f.DstPort)] = Flow{f.ID, f.CreatedSeconds}
 		}
 	}
 	return flows, nil
@@ -241,7 +249,7 @@ func (r *run) flowsOf(ctx context.Context) (map[string]flow, error) {
 
 // end compares the flows, and lets all connections end.
 func (r *run) end(ctx context.Context) error {
-	now, err := r.flowsOf(ctx)
+	now, err := r.flowsNow(ctx)
 	if err != nil {
 		return err
 	}

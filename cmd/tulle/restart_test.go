@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"path/filepath"
 	"slices"
@@ -211,28 +210,16 @@ func sequences(t *testing.T, pairs []udpPair, s bench.Sequence) []bench.Sequence
 	return results
 }
 
-// flowName is what a flow has for life.
-type flowName struct {
-	ID      string
-	Created float64
-}
-
 // flowsOf lists a node's TCP and UDP flows by what they are of.
-func flowsOf(t *testing.T, l *lab.Lab, number int) map[string]flowName {
+func flowsOf(t *testing.T, l *lab.Lab, number int) map[string]restarts.Flow {
 	t.Helper()
 	n, err := l.Node(number)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := ask[*flowsReport](t.Context(), n.RunDir, pathFlows)
+	flows, err := restarts.Flows(t.Context(), n)
 	if err != nil {
 		t.Fatal(err)
-	}
-	flows := map[string]flowName{}
-	for _, f := range r.Flows {
-		if f.Proto == "tcp" || f.Proto == "udp" {
-			flows[fmt.Sprintf("%s %s:%d %s:%d", f.Proto, f.Src, f.SrcPort, f.Dst, f.DstPort)] = flowName{f.ID, f.CreatedSeconds}
-		}
 	}
 	return flows
 }
