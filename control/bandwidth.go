@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -112,42 +111,8 @@ func applyIFB(link netlink.Link) (ifb netlink.Link, changed bool, err error) {
 	if err != nil {
 		return nil, changed, err
 	}
-	if ifb.Attrs().Flags&net.FlagUp != 0 {
-		return ifb, changed, nil
-	}
-	return ifb, true, netlink.LinkSetUp(ifb)
-}
-
-// redirect leads what comes out of a link through another device, behind which it goes on as if nothing had been.
-func redirect(link, through netlink.Link) (changed bool, err error) {
-	const handle = 0xffff0000 // ffff:, which is the ingress queue's
-	index := link.Attrs().Index
-	filters, err := listing.Whole(func() ([]netlink.Filter, error) { return netlink.FilterList(link, handle) })
-	if err != nil && !errors.Is(err, unix.EINVAL) { // no such queue
-		return false, err
-	}
-	for _, f := range filters {
-		if u, ok := f.(*netlink.U32); ok && len(u.Actions) == 1 {
-			if m, ok := u.Actions[0].(*netlink.MirredAction); ok && m.Ifindex == through.Attrs().Index {
-				return false, nil
-			}
-		}
-	}
-	queue := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: handle, Parent: netlink.HANDLE_INGRESS}}
-	if err := netlink.QdiscDel(queue); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return false, fmt.Errorf("ingress queue: %w", err)
-	}
-	if err := netlink.QdiscAdd(queue); err != nil {
-		return false, fmt.Errorf("ingress queue: %w", err)
-	}
-	err = netlink.FilterAdd(&netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: handle, Priority: 1, Protocol: unix.ETH_P_ALL},
-		Actions:     []netlink.Action{netlink.NewMirredAction(through.Attrs().Index)},
-	})
-	if err != nil {
-		return false, fmt.Errorf("redirect to %s: %w", through.Attrs().Name, err)
-	}
-	return true, nil
+	up, err := setUp(ifb)
+	return ifb, changed || up, err
 }
 
 // removeLimits removes what does not go with the pod's link.

@@ -33,6 +33,7 @@ type Kernel struct {
 	L3 bool
 	// GSOMaxSegs bounds the segments of a super-packet that the kernel may hand to the device; 0 leaves the bound as it is.
 	GSOMaxSegs uint32
+	Tunnel     Tunnel
 	Pods       []Pod
 	Mode       netfilter.Mode
 	// NoNetfilter leaves the kernel's netfilter alone, where there is none.
@@ -83,6 +84,7 @@ func (k Kernel) Apply() ([]Change, error) {
 	}{
 		{ChangedSysctl, k.applySysctls},
 		{ChangedLink, k.applyLink},
+		{ChangedLink, func(netlink.Link) (bool, error) { return k.Tunnel.Apply() }},
 		{ChangedAddress, k.applyAddress},
 		{ChangedRoute, k.applyRoutes},
 		{ChangedNeighbour, k.applyNeighbour},

@@ -49,6 +49,10 @@ func (h Hops) equal(o Hops) bool {
 //
 // Its methods are safe for concurrent use, but Look, which is called before Run; Run is called once.
 type Resolver struct {
+	// Passive leaves the neighbours to the kernel, for senders that do without a next hop while it does not know one, and nothing is
+	// logged. It is not changed after Look or Run.
+	Passive bool
+
 	link  string
 	local [2]netip.Addr // the node's outer addresses, of IPv4 and IPv6; zero without the family
 	apply func(Hops) error
@@ -140,7 +144,7 @@ func (r *Resolver) pass() {
 		return
 	}
 	for _, p := range hops.Problems {
-		if !slices.Contains(before.Problems, p) {
+		if !r.Passive && !slices.Contains(before.Problems, p) {
 			slog.Warn("no next hop", "problem", p)
 		}
 	}
@@ -214,7 +218,9 @@ func (r *Resolver) resolveOne(link netlink.Link, addr netip.Addr, known map[neti
 	via := neighbour{attrs.Index, gatewayOf(route, addr)}
 	used[via] = true
 	n, ok := known[via.addr]
-	r.keep(via, n, ok)
+	if !r.Passive {
+		r.keep(via, n, ok)
+	}
 	if !ok || n.State&usableStates == 0 || len(n.HardwareAddr) != 6 {
 		return NextHop{}, fmt.Errorf("neighbour %s on %s has not answered yet", via.addr, r.link)
 	}

@@ -40,6 +40,7 @@ func Adopt(c Config, files []int) ([]*Underlay, error) {
 		}
 		all = append(all, u)
 	}
+	c.openTunnels(all)
 	return all, nil
 }
 

@@ -44,6 +44,7 @@ type PacketUnderlay struct {
 	piece     packet.Frame // whose fragments are being sent
 	gsoType   uint8        // of virtio_net_hdr, for super-packets
 	gso       atomic.Bool
+	tunnel    tunnelSender
 	fallbacks atomic.Uint64
 }
 
@@ -91,6 +92,11 @@ func newPacketUnderlays(c *PacketConfig, guard int, gro bool) []*PacketUnderlay 
 		all[i] = newPacketUnderlay(c, ids, gro)
 		all[i].guard, guard = guard, -1
 	}
+	senders := make([]*tunnelSender, len(all))
+	for i := range senders {
+		senders[i] = &all[i].tunnel
+	}
+	c.TunnelGSO.open(c.Local.Addr(), senders)
 	return all
 }
 
@@ -133,7 +139,7 @@ func (u *PacketUnderlay) Close() error {
 // Offloads names what the socket does in one call for many segments, as long as the kernel did not refuse it. It may be
 // called from any goroutine.
 func (u *PacketUnderlay) Offloads() []string {
-	names := []string{"vnet_hdr"}
+	names := append(u.tunnel.offloads(), "vnet_hdr")
 	if u.gso.Load() {
 		names = append(names, "udp_l4_gso")
 	}

@@ -19,6 +19,7 @@ const (
 // frame, which the device or the kernel cuts; their outer checksums are finished there too.
 func (u *PacketUnderlay) Write(b *packet.Batch) error {
 	u.hops, u.waited = u.nextHops.load(), false
+	u.tunnel.load()
 	for _, f := range b.Frames {
 		f.Sent, f.Refused, f.SentBytes, f.RefusedAs = 0, 0, 0, packet.None
 		hop, ok := u.hops[f.Remote.Addr().Unmap()]
@@ -47,8 +48,17 @@ func (u *PacketUnderlay) queueOne(f *packet.Frame, hop *NextHop) {
 	u.add(f, 1, f.Len())
 }
 
-// queueSuper cuts a super-packet into messages. Segments that are fragments on this path go one by one.
+// queueSuper sends a super-packet whole or cuts it into messages. Segments that are fragments on this path go one by one.
 func (u *PacketUnderlay) queueSuper(f *packet.Frame, hop *NextHop) {
+	if u.tunnel.takes(f) {
+		if u.count > 0 {
+			u.flush() // of the flow too: they stay in order
+		}
+		if u.tunnel.send(f, u.SourcePort(f)) {
+			return
+		}
+		u.fallbacks.Add(1)
+	}
 	cut := packet.NewSegmenter(f)
 	size := cut.HeaderLen() + int(f.VNet.GSOSize) // of each datagram but the last
 	if !u.fits(size, hop) {

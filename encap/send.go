@@ -18,9 +18,10 @@ type sender struct {
 	ctl   [maxMessages][controlLen]byte
 }
 
-// Write sends each frame to its Remote. Super-packets are cut here, into iovecs, and what goes the same way in datagrams of
+// Write sends each frame to its Remote. Super-packets leave whole, or are cut here, into iovecs, and what goes the same way in datagrams of
 // one size leaves in one send, whatever flows it is of.
 func (u *Underlay) Write(b *packet.Batch) error {
+	u.tunnel.load()
 	for _, f := range b.Frames {
 		f.Sent, f.Refused, f.SentBytes = 0, 0, 0
 		u.queue(f)
@@ -49,6 +50,15 @@ func (u *Underlay) queue(f *packet.Frame) {
 		s.out.iovec(f.Bytes())
 		s.add(f, 1, d.size)
 		return
+	}
+	if u.tunnel.takes(f) {
+		if s.count > 0 {
+			u.flush(s) // of the flow too: they stay in order
+		}
+		if u.tunnel.send(f, s.port) {
+			return
+		}
+		u.fallbacks.Add(1)
 	}
 	cut := packet.NewSegmenter(f)
 	d.header = cut.HeaderLen()

@@ -87,3 +87,8 @@ func readControl(buf []byte) (gsoSize int, tos uint8) {
 	}
 	return gsoSize, tos
 }
+
+func rawWritev(fd int, iovecs []unix.Iovec) syscall.Errno {
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&iovecs[0])), uintptr(len(iovecs)))
+	return errno
+}

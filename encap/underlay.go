@@ -27,6 +27,7 @@ type Underlay struct {
 	// this size are sent singly. A large number at first.
 	tooLarge int
 
+	tunnel    tunnelSender
 	gro       bool
 	fallbacks atomic.Uint64
 	gso       atomic.Bool
@@ -46,6 +47,7 @@ type Config struct {
 	// FixedSource lets all datagrams leave from the tunnel's port, as flannel's udp backend sends them,
 	// and not from a hash of the inner flow.
 	FixedSource bool
+	TunnelGSO   *TunnelGSO // nil: super-packets are cut by the underlay. For VXLAN alone.
 }
 
 // Open binds the underlays, one for each worker, to the node's address and the tunnel's port. It fails
@@ -67,7 +69,16 @@ func Open(c Config) ([]*Underlay, error) {
 		}
 		all = append(all, u)
 	}
+	c.openTunnels(all)
 	return all, nil
+}
+
+func (c *Config) openTunnels(all []*Underlay) {
+	var senders []*tunnelSender
+	for _, u := range all {
+		senders = append(senders, &u.tunnel)
+	}
+	c.TunnelGSO.open(c.Local.Addr(), senders)
 }
 
 // checkLocal refuses what no peer could answer to: on a link-local address it would take a zone, which only means
@@ -147,7 +158,7 @@ func (u *Underlay) Close() error {
 // Offloads names what the sockets do in one call for many segments, as long as no device
 // refused it. It may be called from any goroutine.
 func (u *Underlay) Offloads() []string {
-	names := []string{}
+	names := u.tunnel.offloads()
 	if u.gso.Load() {
 		names = append(names, "udp_segment")
 	}
@@ -158,7 +169,7 @@ func (u *Underlay) Offloads() []string {
 }
 
 // Fallbacks returns how many sends of a super-packet, or of a part of one, were done segment by segment
-// because a device or the kernel refused UDP_SEGMENT. It may be called from any goroutine.
+// because a device or the kernel refused it whole. It may be called from any goroutine.
 func (u *Underlay) Fallbacks() uint64 { return u.fallbacks.Load() }
 
 // QueueDepth returns the bytes that wait in the receive socket and the datagrams that the

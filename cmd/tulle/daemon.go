@@ -39,6 +39,7 @@ type daemonConfig struct {
 	metricsAddr string
 	device      tap.Kind
 	underlay    string // underlayUDP or underlayPacket
+	tunnelGSO   string // tunnelGSOAuto or tunnelGSOOff
 	holder      string // holderAuto or holderOff
 	workers     int
 	maxFlows    int // of each family
@@ -154,6 +155,9 @@ func (b *background) wait(ctx context.Context) error {
 // kernel is the node's kernel side in a state.
 func (c *daemonConfig) kernel(s control.State) control.Kernel {
 	k := control.Kernel{TAP: tapName, State: s, L3: c.device.L3(), Mode: c.mode, NoNetfilter: c.noNetfilter}
+	if c.tunnelGSO != tunnelGSOOff && !c.plainUDP() {
+		k.Tunnel = c.tunnel()
+	}
 	if k.L3 {
 		k.GSOMaxSegs = tap.MaxSegments
 	}
@@ -184,8 +188,8 @@ func (d *daemon) prepare(peers []control.Node) {
 
 // lookAhead finds the next hops that the kernel knows, before the first packet asks for one.
 func (d *daemon) lookAhead() {
-	if raw := d.forwarder.raw; raw != nil {
-		raw.resolver.Look()
+	if w := d.forwarder.wayOut; w != nil {
+		w.resolver.Look()
 	}
 }
 
@@ -224,8 +228,8 @@ func (d *daemon) serve(ctx context.Context, forwarding *background) error {
 		forwarding.wait, d.forwarder.sweep, func(ctx context.Context) error { return d.forwarder.prober.run(ctx, d.network.setPathMTU) },
 		d.reconciler.Run, api.run, metrics.run, d.pods.run, d.forwarder.held.run, d.network.forget,
 	}
-	if raw := d.forwarder.raw; raw != nil {
-		parts = append(parts, raw.resolver.Run)
+	if w := d.forwarder.wayOut; w != nil {
+		parts = append(parts, w.resolver.Run, w.run)
 	}
 	if d.gossip != nil {
 		parts = append(parts, func(ctx context.Context) error { return d.gossip.Run(ctx, d.network.setGossip) })

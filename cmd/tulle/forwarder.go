@@ -39,9 +39,9 @@ type tunnelCodec interface {
 // long as it does; TAP and engine are made again when somebody removes the TAP. Its methods are safe for concurrent use.
 type forwarder struct {
 	config     *daemonConfig
-	underlays  []underlay   // one for each worker; none without IPv4
-	underlays6 []underlay   // none without IPv6
-	raw        *rawUnderlay // what only raw underlays need; else nil
+	underlays  []underlay // one for each worker; none without IPv4
+	underlays6 []underlay // none without IPv6
+	wayOut     *wayOut    // what whole frames on the underlay's link need; nil when there are none
 	flows      *conntrack.Table
 	prober     *prober
 	pings      pings
@@ -67,10 +67,7 @@ type forwarder struct {
 func openForwarder(c *daemonConfig) (*forwarder, error) {
 	f := &forwarder{config: c, now: sinceBoot()}
 	f.held = newHeld(c, f.parts)
-	if c.underlay == underlayPacket {
-		f.raw = &rawUnderlay{link: c.link.Index}
-		f.raw.resolver = control.NewResolver(c.link, f.raw.take)
-	}
+	f.wayOut = openWayOut(c)
 	err := f.adopt()
 	if err == nil {
 		err = f.openUnderlays()
@@ -223,8 +220,8 @@ func (f *forwarder) publish(set *tables.Set) {
 	f.set = set
 	f.engine.Publish(set)
 	f.prober.follow(set)
-	if f.raw != nil {
-		f.raw.follow(set)
+	if f.wayOut != nil {
+		f.wayOut.follow(set)
 	}
 }
 
@@ -279,7 +276,7 @@ func (f *forwarder) abandon() error {
 	if f.prober != nil {
 		errs = append(errs, f.prober.close())
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, f.wayOut.close())...)
 }
 
 // close closes TAP and sockets. keep leaves the TAP in the kernel, and everything that a holder has with it.
@@ -300,6 +297,7 @@ func (f *forwarder) close(keep bool) error {
 	if f.prober != nil {
 		errs = append(errs, f.prober.close())
 	}
+	errs = append(errs, f.wayOut.close())
 	// The flow table is left mapped: a listing may still be under way, and the process ends.
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean up: %w", err)

@@ -46,6 +46,7 @@ type nodeOptions struct {
 	subnetFile, metricsAddr string
 	logFormat, logLevel     string
 	underlay, device        string
+	tunnelGSO               string
 	holder                  string
 	cni                     cniInstall
 	gossipPort, workers     int
@@ -124,6 +125,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.IntVar(&o.majority, "majority", 0, "claim a subnet only with more than half of so many nodes in sight, the same number on all, no less than there will ever be; 0: a node alone claims too")
 	f.DurationVar(&o.reclaim, "reclaim-after", 0, "take the subnet of a node away that has been gone for so long, while more than half of the nodes are there; 0 for never")
 	f.BoolVar(&o.ipMasq, "ip-masq", false, "masquerade what pods send out of the cluster network, as Mode island of net-conf.json does")
+	f.StringVar(&o.tunnelGSO, "tunnel-gso", tunnelGSOAuto, "auto: super-packets leave encapsulated but uncut where the kernel can cut them later (Linux 6.17, vxlan backend); off: never")
 	f.BoolVar(&o.copyDSCP, "copy-dscp", false, "copy the DSCP of pods' packets to the outer header, for an underlay that gives it a meaning")
 	f.BoolVar(&o.takeover, "takeover", false, "take over from the daemon that runs in this --run-dir, with the same flags and by way of its holder, without losing a packet")
 	f.BoolVar(&o.keep, "keep", false, "leave the TAP and the routes in place at the end")
@@ -155,7 +157,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	}
 	c := &daemonConfig{
 		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
-		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, holder: o.holder, underlay: o.underlay, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, perSource: o.perSource, keep: o.keep, takeover: o.takeover, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
+		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, holder: o.holder, underlay: o.underlay, tunnelGSO: o.tunnelGSO, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, perSource: o.perSource, keep: o.keep, takeover: o.takeover, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
 	if o.store == storeGossip {

@@ -13,6 +13,8 @@ func (o *nodeOptions) check() error {
 	switch {
 	case o.underlay != underlayUDP && o.underlay != underlayPacket:
 		return usageError("--underlay %s: unknown (allowed: udp, packet)", o.underlay)
+	case o.tunnelGSO != tunnelGSOAuto && o.tunnelGSO != tunnelGSOOff:
+		return usageError("--tunnel-gso %s: unknown (allowed: auto, off)", o.tunnelGSO)
 	case o.holder != holderAuto && o.holder != holderOff:
 		return usageError("--holder %s: unknown (allowed: auto, off)", o.holder)
 	case o.takeover && o.holder == holderOff:

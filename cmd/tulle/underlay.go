@@ -1,14 +1,11 @@
 package main
 
 import (
-	"errors"
 	"net/netip"
 	"slices"
 
-	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/dataplane"
 	"github.com/tulle-net/tulle/dataplane/packet"
-	"github.com/tulle-net/tulle/dataplane/tables"
 	"github.com/tulle-net/tulle/encap"
 )
 
@@ -26,14 +23,6 @@ type underlay interface {
 	QueueDepth() (bytes, drops uint64, err error)
 	SourcePort(*packet.Frame) uint16
 	Files() []int
-}
-
-// A rawUnderlay is what the raw underlays of all workers and families share: where frames go.
-type rawUnderlay struct {
-	all      []*encap.PacketUnderlay
-	nextHops encap.NextHops
-	resolver *control.Resolver
-	link     int // that all are bound to; the resolver's goroutine's alone
 }
 
 // openUnderlays opens the sockets of each family that the node has.
@@ -76,7 +65,10 @@ func (f *forwarder) families() (all []family) {
 func (f *forwarder) openFamily(local netip.AddrPort, adopted []int) ([]underlay, error) {
 	c := f.config
 	config := encap.Config{Local: local, Framing: c.codec, Workers: c.workers, FixedSource: c.plainUDP()}
-	if f.raw == nil {
+	if f.wayOut != nil {
+		config.TunnelGSO = f.wayOut.tunnelGSO()
+	}
+	if c.underlay == underlayUDP {
 		open := func() ([]*encap.Underlay, error) { return encap.Open(config) }
 		if adopted != nil {
 			open = func() ([]*encap.Underlay, error) { return encap.Adopt(config, adopted) }
@@ -84,13 +76,13 @@ func (f *forwarder) openFamily(local netip.AddrPort, adopted []int) ([]underlay,
 		all, err := open()
 		return underlaysOf(all), err
 	}
-	raw := encap.PacketConfig{Config: config, Link: f.raw.link, NextHops: &f.raw.nextHops, Clock: f.now}
+	raw := encap.PacketConfig{Config: config, Link: f.wayOut.link, NextHops: &f.wayOut.nextHops, Clock: f.now}
 	open := func() ([]*encap.PacketUnderlay, error) { return encap.OpenPacket(raw) }
 	if adopted != nil {
 		open = func() ([]*encap.PacketUnderlay, error) { return encap.AdoptPacket(raw, adopted) }
 	}
 	all, err := open()
-	f.raw.all = append(f.raw.all, all...)
+	f.wayOut.raw = append(f.wayOut.raw, all...)
 	return underlaysOf(all), err
 }
 
@@ -103,38 +95,6 @@ func underlaysOf[U underlay](all []U) (list []underlay) {
 
 // allUnderlays lists those of both families.
 func (f *forwarder) allUnderlays() []underlay { return slices.Concat(f.underlays, f.underlays6) }
-
-// follow makes the outer addresses of the tables those that are resolved.
-func (r *rawUnderlay) follow(set *tables.Set) {
-	var addrs []netip.Addr
-	if set != nil {
-		for p := range set.AllPeers() {
-			addrs = append(addrs, p.Endpoint.Addr())
-		}
-	}
-	r.resolver.Want(addrs)
-}
-
-// take hands the resolver's next hops to the ports, and moves these to the link if that was made again.
-func (r *rawUnderlay) take(h control.Hops) error {
-	next := make(map[netip.Addr]encap.NextHop, len(h.Next))
-	for addr, hop := range h.Next {
-		next[addr] = encap.NextHop(hop)
-	}
-	r.nextHops.Publish(next)
-	if h.Link == 0 || h.Link == r.link {
-		return nil
-	}
-	var errs []error
-	for _, u := range r.all {
-		errs = append(errs, u.Rebind(h.Link))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	r.link = h.Link
-	return nil
-}
 
 type underlayReport struct {
 	Kind        string   `json:"kind"`
@@ -165,19 +125,10 @@ func (d *daemon) underlayReport() (underlayReport, error) {
 		r.QueuedBytes += bytes
 		r.SocketDrops += drops
 	}
-	if f.raw != nil {
-		f.raw.report(&r)
+	if f.wayOut != nil {
+		f.wayOut.report(&r)
 	}
 	return r, nil
-}
-
-func (r *rawUnderlay) report(to *underlayReport) {
-	for _, u := range r.all {
-		for v, n := range u.OuterDrops() {
-			to.OuterDrops[v.String()] += n
-		}
-	}
-	to.NoNextHop = r.resolver.Problems()
 }
 
 // underlayLimits says what the kind of underlay cannot do.

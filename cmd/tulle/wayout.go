@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/dataplane/tables"
+	"github.com/tulle-net/tulle/dataplane/tap"
+	"github.com/tulle-net/tulle/encap"
+)
+
+// Values of --tunnel-gso.
+const (
+	tunnelGSOAuto = "auto"
+	tunnelGSOOff  = "off"
+)
+
+const (
+	// tunnelName is the TAP for encapsulated super-packets.
+	tunnelName = "tulle-gso"
+	// tunnelRetry is waited between two looks whether somebody removed it.
+	tunnelRetry = time.Second
+)
+
+// A wayOut is what those share who send whole frames by the underlay's link, of all workers and families: raw underlays, and the
+// queues for super-packets.
+type wayOut struct {
+	raw      []*encap.PacketUnderlay
+	tunnel   *tap.Tunnel // nil without tunnel GSO
+	nextHops encap.NextHops
+	resolver *control.Resolver
+	link     int // that all are bound to; the resolver's goroutine's alone
+}
+
+// openWayOut returns nil when nobody has a use for it.
+func openWayOut(c *daemonConfig) *wayOut {
+	w := &wayOut{link: c.link.Index, tunnel: openTunnel(c)}
+	if w.tunnel == nil && c.underlay == underlayUDP {
+		return nil
+	}
+	w.resolver = control.NewResolver(c.link, w.take)
+	w.resolver.Passive = c.underlay == underlayUDP
+	return w
+}
+
+// openTunnel makes the TAP for super-packets if it is wanted and the kernel has all that it takes; super-packets leave in segments
+// without it.
+func openTunnel(c *daemonConfig) *tap.Tunnel {
+	if c.tunnelGSO == tunnelGSOOff || c.plainUDP() {
+		return nil
+	}
+	t, err := tap.OpenTunnel(tunnelName, c.workers)
+	if err == nil {
+		if _, err = c.tunnel().Apply(); err != nil {
+			t.Close()
+		}
+	}
+	if err != nil {
+		slog.Info("super-packets leave in segments: no tunnel GSO", "why", err)
+		return nil
+	}
+	return t
+}
+
+func (c *daemonConfig) tunnel() control.Tunnel {
+	return control.Tunnel{TAP: tunnelName, Link: c.link.Name}
+}
+
+// tunnelGSO returns nil without it.
+func (w *wayOut) tunnelGSO() *encap.TunnelGSO {
+	if w.tunnel == nil {
+		return nil
+	}
+	return &encap.TunnelGSO{Queues: w.tunnel.Files(), NextHops: &w.nextHops}
+}
+
+// follow makes the outer addresses of the tables those that are resolved.
+func (w *wayOut) follow(set *tables.Set) {
+	var addrs []netip.Addr
+	if set != nil {
+		for p := range set.AllPeers() {
+			addrs = append(addrs, p.Endpoint.Addr())
+		}
+	}
+	w.resolver.Want(addrs)
+}
+
+// take hands the resolver's next hops to the ports, and moves these to the link if that was made again.
+func (w *wayOut) take(h control.Hops) error {
+	next := make(map[netip.Addr]encap.NextHop, len(h.Next))
+	for addr, hop := range h.Next {
+		next[addr] = encap.NextHop(hop)
+	}
+	w.nextHops.Publish(next)
+	if h.Link == 0 || h.Link == w.link {
+		return nil
+	}
+	var errs []error
+	for _, u := range w.raw {
+		errs = append(errs, u.Rebind(h.Link))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	w.link = h.Link
+	return nil
+}
+
+// run keeps the TAP for super-packets until ctx ends: somebody may remove it. What the kernel's side of it has to be is the
+// reconciler's.
+func (w *wayOut) run(ctx context.Context) error {
+	ticker := time.NewTicker(tunnelRetry)
+	defer ticker.Stop()
+	for w.tunnel != nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		if restored, err := w.tunnel.Restore(); restored || err != nil {
+			slog.Warn("the TAP for super-packets was removed by somebody else; making it again", "link", tunnelName, "error", err)
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (w *wayOut) close() error {
+	if w == nil || w.tunnel == nil {
+		return nil
+	}
+	return w.tunnel.Close()
+}
+
+func (w *wayOut) report(to *underlayReport) {
+	for _, u := range w.raw {
+		for v, n := range u.OuterDrops() {
+			to.OuterDrops[v.String()] += n
+		}
+	}
+	if !w.resolver.Passive {
+		to.NoNextHop = w.resolver.Problems()
+	}
+}
