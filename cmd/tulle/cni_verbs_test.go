@@ -39,7 +39,7 @@ func podLinks(t *testing.T, n lab.Node) (links []string) {
 	in(t, n, func() error {
 		names, err := attach.Links()
 		for name := range names {
-			if (strings.HasPrefix(name, "tulle") || strings.HasPrefix(name, "tifb")) && name != tapName {
+			if (strings.HasPrefix(name, "tulle") || strings.HasPrefix(name, "tifb")) && name != tapName && name != tunnelName {
 				links = append(links, name)
 			}
 		}
