@@ -27,9 +27,9 @@ func TestTunnel(t *testing.T) {
 	index := tap.Attrs().Index
 	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: 0xffff0000, Parent: netlink.HANDLE_INGRESS}}
 	for what, damage := range map[string]func() error{
-		"nothing":         func() error { return nil },
-		"set down":        func() error { return netlink.LinkSetDown(tap) },
-		"queue removed":   func() error { return netlink.QdiscDel(ingress) },
+		"nothing":       func() error { return nil },
+		"set down":      func() error { return netlink.LinkSetDown(tap) },
+		"queue removed": func() error { return netlink.QdiscDel(ingress) },
 		"leads elsewhere": func() error {
 			_, err := Tunnel{TAP: tunnel.TAP, Link: "tulle-v"}.Apply()
 			return err

@@ -53,8 +53,10 @@ type forwarder struct {
 	engine    *dataplane.Engine
 	set       *tables.Set
 	observers map[*dataplane.Observer]func() // with what stops each
-	past      dataplane.Counters             // of engines that ended
-	pastTAP   tap.Counts                     // of these TAPs
+	linkBase  control.LinkCounts             // when linkOf began
+	linkOf    *dataplane.Engine
+	past      dataplane.Counters // of engines that ended
+	pastTAP   tap.Counts         // of these TAPs
 	reopened  uint64
 	stop      context.CancelFunc // of the engine that runs; nil before run
 	paused    *pause             // nil while the engine runs or is to run

@@ -97,6 +97,9 @@ func checkNode(t testing.TB, l *lab.Lab, n lab.Node) {
 	if in != link.TxPackets || out != link.RxPackets || r.TAP.Lost != 0 {
 		t.Errorf("%s: engine counts %d frames from and %d to the %s, the kernel %d and %d; %d lost", n.Name, in, out, r.TAP.Device, link.TxPackets, link.RxPackets, r.TAP.Lost)
 	}
+	if k := r.TAP.Kernel; r.TAP.Device == tap.TAP && (k == nil || !k.Agrees) {
+		t.Errorf("%s: the daemon's own look at the kernel's counters: %+v", n.Name, k)
+	}
 	if !r.Engine.Balanced || !r.Engine.Ledger.Balanced() || r.Engine.Ledger.Queued != 0 {
 		t.Errorf("%s: the ledger does not balance: %+v", n.Name, r.Engine.Ledger)
 	}

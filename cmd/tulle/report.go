@@ -71,6 +71,9 @@ type tapReport struct {
 	Reopened uint64   `json:"reopened"` // times it was removed by somebody else and made again
 	Cannot   []string `json:"cannot"`   // what a tap does and this device does not, in sentences
 
+	// Kernel is what the kernel counts of the same frames; nil for other devices than a tap, and while the TAP is being made again.
+	Kernel *linkReport `json:"kernel,omitempty"`
+
 	// Packets as the kernel's link counts them, a super-packet as one, where the frames of the port "tap" are not the same: not
 	// for a tap.
 	Read    uint64 `json:"read,omitempty"`
@@ -96,7 +99,7 @@ type portReport struct {
 
 // status collects the report, the counters at a batch boundary of each worker.
 func (d *daemon) status(ctx context.Context) (*statusReport, error) {
-	total, err := d.forwarder.counters(ctx)
+	total, kernel, err := d.forwarder.checkedCounters(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -132,6 +135,9 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 	r.Problems = append(r.Problems, r.Underlay.NoNextHop...)
 	if err := d.ready(); err != nil {
 		r.NotReady = err.Error()
+	}
+	if r.TAP.Kernel = kernel; kernel != nil && !kernel.Agrees {
+		r.Problems = append(r.Problems, "engine and kernel do not count the same frames of the TAP")
 	}
 	if !r.Engine.Balanced {
 		r.Problems = append(r.Problems, "the packet ledger does not balance")

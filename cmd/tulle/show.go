@@ -171,6 +171,10 @@ func writeTAP(w io.Writer, t tapReport) {
 	for _, sentence := range t.Cannot {
 		fmt.Fprintf(w, "\t%s\n", sentence)
 	}
+	if k := t.Kernel; k != nil {
+		fmt.Fprintf(w, "\tby the kernel's count %d frames in, %d out: %s; %d dropped by a full queue\n",
+			k.In, k.Out, map[bool]string{true: "the engine agrees", false: "THE ENGINE DOES NOT AGREE"}[k.Agrees], k.Dropped)
+	}
 	if t.Lost > 0 {
 		fmt.Fprintf(w, "\t%d packets lost by the device's library\n", t.Lost)
 	}

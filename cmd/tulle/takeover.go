@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control"
 )
 
 // A takeover in steps, N the new daemon and O the old one:
@@ -34,7 +36,12 @@ type pause struct{ ended, over chan struct{} }
 func (f *forwarder) runEngine(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	base, err := control.CountsOf(tapName) // nobody reads or writes yet
+	if err != nil {
+		slog.Warn("the kernel's count of frames is not known", "error", err)
+	}
 	f.mu.Lock()
+	f.linkBase, f.linkOf = base, f.engine
 	f.stop = stop
 	if f.paused != nil {
 		stop()
