@@ -13,31 +13,11 @@ import (
 	"github.com/tulle-net/tulle/control/claim"
 )
 
-// A View is everything that this node knows of the network. It is not changed after it was handed over.
-type View struct {
-	NodeID      string
-	Self        control.Node // subnets valid iff confirmed
-	Peers       []Peer       // every other known node, sorted by name
-	Problems    []string     // what somebody should look at; reasons with addresses
-	Refused     map[string]uint64
-	LastRefused map[string]string // the last one for each reason, in words
-	Members     int               // live nodes, this one too
-	Withdrawn   uint64            // confirmed claims that this node gave up because the block was another's
-}
+// A View is what the store knows, the reasons with addresses.
+type View = control.View
 
-// A Peer is another node. Immutable.
-type Peer struct {
-	control.Node // subnets valid iff the node has confirmed them
-	NodeID       string
-	Endpoint     netip.AddrPort // public IP and gossip port
-	TunnelPort   uint16
-	State        string    // alive, dead or left
-	Routable     bool      // traffic may go there
-	LastSeen     time.Time // by this node, with a monotonic reading; zero: never
-	Reason       string    // why not routable, or why in spite of its state; else ""
-
-	id claim.NodeID
-}
+// A Peer is another node: its subnets are valid iff it has confirmed them, its endpoint is its public IP and gossip port.
+type Peer = control.Peer
 
 // Peer states.
 const (
@@ -52,9 +32,13 @@ func (s *Store) View() View {
 	defer s.mu.Unlock()
 	v := s.view
 	v.Peers = slices.Clone(v.Peers)
+	seen := make(map[string]time.Time, len(s.lives.of))
+	for id, life := range s.lives.of {
+		seen[id.String()] = life.seen
+	}
 	for i := range v.Peers {
-		if known := s.lives.of[v.Peers[i].id]; known != nil {
-			v.Peers[i].LastSeen = known.seen
+		if at, ok := seen[v.Peers[i].NodeID]; ok {
+			v.Peers[i].LastSeen = at
 		}
 	}
 	return v
@@ -116,7 +100,7 @@ func (s *Store) peers() []Peer {
 func (s *Store) peer(r *claim.Record, alive []*claim.Record, claims *claim.Index) Peer {
 	p := Peer{
 		Node:   nodeOf(r),
-		NodeID: r.ID.String(), Endpoint: r.Endpoint, TunnelPort: r.TunnelPort, State: Dead, id: r.ID,
+		NodeID: r.ID.String(), Endpoint: r.Endpoint, TunnelPort: r.TunnelPort, State: Dead,
 	}
 	p.Subnet, p.IPv6Subnet = s.pools.Subnets(r)
 	known := s.lives.of[r.ID]

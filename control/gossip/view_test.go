@@ -56,12 +56,14 @@ func TestWhoIsRoutable(t *testing.T) {
 	replaced.Name = "n2"
 	s.lives.left(replaced.ID, 0, 1)
 	s.lives.of[replaced.ID].kept = true
-	want := map[claim.NodeID]struct {
+	type fate struct {
 		routable bool
 		state    string
 		subnet   string
 		reason   string
-	}{
+	}
+	want := map[string]fate{}
+	for id, f := range map[claim.NodeID]fate{
 		{2}:  {true, Alive, "10.244.2.0/24", ""},
 		{3}:  {false, Alive, "10.244.2.128/25", "its subnet 10.244.2.128/25 is n2 (192.0.2.2, id "},
 		{4}:  {false, Alive, "10.244.4.0/24", "its tunnel is at UDP port 4789, this node's at 8472"},
@@ -71,13 +73,15 @@ func TestWhoIsRoutable(t *testing.T) {
 		{8}:  {false, Dead, "10.244.8.0/24", "it does not answer"},
 		{9}:  {true, Dead, "10.244.9.0/24", "it does not answer, but neither do 5 of 9 peers: this node believes itself cut off and keeps its routes"},
 		{10}: {false, Dead, "10.244.10.0/24", "it does not answer, and n2 ("},
+	} {
+		want[id.String()] = f
 	}
 	v, changed := s.look(0)
 	if !changed || len(v.Peers) != len(want) || v.Members != 6 {
 		t.Errorf("%v %+v", changed, v)
 	}
 	for _, p := range v.Peers {
-		w := want[p.id]
+		w := want[p.NodeID]
 		if p.Routable != w.routable || p.State != w.state || p.Subnet.String() != w.subnet || !strings.HasPrefix(p.Reason, w.reason) || (w.reason == "") != (p.Reason == "") {
 			t.Errorf("%+v\nwant %+v", p, w)
 		}

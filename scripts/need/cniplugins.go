@@ -14,19 +14,24 @@ var upstream = []string{"ipam/host-local", "main/bridge", "meta/bandwidth", "met
 
 // CNIPlugins builds the reference plugins of CNI into dir. The working directory must be in the module, as it is in a test.
 func CNIPlugins(ctx context.Context, dir string) error {
-	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	var packages []string
+	for _, plugin := range upstream {
+		packages = append(packages, "github.com/containernetworking/plugins/plugins/"+plugin)
+	}
+	return build(ctx, "cniplugins.mod", dir+"/", packages...)
+}
+
+// build builds packages of one of the scripts' modules.
+func build(ctx context.Context, module, out string, packages ...string) error {
+	mod, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
 	if err != nil {
 		return fmt.Errorf("go env GOMOD: %w", err)
 	}
-	root := filepath.Dir(strings.TrimSpace(string(out)))
-	args := []string{"build", "-modfile", filepath.Join(root, "scripts", "cniplugins.mod"), "-o", dir + "/"}
-	for _, plugin := range upstream {
-		args = append(args, "github.com/containernetworking/plugins/plugins/"+plugin)
-	}
-	cmd := exec.CommandContext(ctx, "go", args...)
+	root := filepath.Dir(strings.TrimSpace(string(mod)))
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-modfile", filepath.Join(root, "scripts", module), "-o", out}, packages...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the plugins of CNI: %w\n%s", err, out)
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", strings.Join(packages, " "), err, said)
 	}
 	return nil
 }

@@ -1,0 +1,103 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// requestTimeout bounds one request. keepAlive finds out within a few seconds that a server on the other end of a connection is gone.
+const (
+	requestTimeout = 5 * time.Second
+	keepAlive      = 3 * time.Second
+)
+
+// A Server says how etcd is reached. The names of its fields are those of flanneld's flags.
+type Server struct {
+	Endpoints                 []string // such as http://192.0.2.1:2379
+	Prefix                    string   // of all keys, such as /coreos.com/network
+	CAFile, CertFile, KeyFile string
+	Username, Password        string
+}
+
+// Check says what is wrong with it, and reads the files.
+func (s Server) Check() error {
+	_, err := s.tls()
+	switch {
+	case len(s.Endpoints) == 0:
+		return errors.New("etcd: no endpoints")
+	case (s.CertFile == "") != (s.KeyFile == ""):
+		return errors.New("etcd: a certificate and its key go together")
+	case s.Username == "" && s.Password != "":
+		return errors.New("etcd: a password without a user name")
+	}
+	return err
+}
+
+// dial makes a client. With a user it asks the server for a token, so it fails while there is none.
+func (s Server) dial() (*clientv3.Client, error) {
+	config, err := s.tls()
+	if err != nil {
+		return nil, err
+	}
+	c, err := clientv3.New(clientv3.Config{
+		Endpoints: s.Endpoints, TLS: config, Username: s.Username, Password: s.Password,
+		DialTimeout: requestTimeout, DialKeepAliveTime: keepAlive, DialKeepAliveTimeout: keepAlive, PermitWithoutStream: true,
+		Logger: zap.NewNop(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	return c, nil
+}
+
+// tls returns nil without any of the files.
+func (s Server) tls() (*tls.Config, error) {
+	if s.CAFile == "" && s.CertFile == "" {
+		return nil, nil
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if s.CAFile != "" {
+		pem, err := os.ReadFile(s.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("etcd: CA: %w", err)
+		}
+		if c.RootCAs = x509.NewCertPool(); !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("etcd: CA %s: no PEM certificate in it", s.CAFile)
+		}
+	}
+	if s.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(s.CertFile, s.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("etcd: certificate: %w", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// Network reads the configuration of the network, flannel's net-conf.json, from PREFIX/config.
+func (s Server) Network(ctx context.Context) ([]byte, error) {
+	c, err := s.dial()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	r, err := c.Get(ctx, s.Prefix+"/config")
+	if err != nil {
+		return nil, fmt.Errorf("etcd: read %s/config: %w", s.Prefix, err)
+	}
+	if len(r.Kvs) == 0 {
+		return nil, fmt.Errorf("etcd: %s/config is not there: put the network's configuration there, such as etcdctl put %[1]s/config '{\"Network\": \"10.244.0.0/16\", \"Backend\": {\"Type\": \"vxlan\"}}'", s.Prefix)
+	}
+	return r.Kvs[0].Value, nil
+}
