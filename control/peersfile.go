@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -189,6 +190,68 @@ func WatchPeers(ctx context.Context, path string, update func([]Node, error)) {
 			return
 		}
 	}
+}
+
+// Static is the state of a peer that a file names.
+const Static = "static"
+
+// A FileStore is a Store for static networks: the peers are those of a file, and this node's subnets are given. It is made by NewFileStore.
+type FileStore struct {
+	path string
+
+	mu   sync.Mutex // guards the rest
+	view View
+}
+
+var _ Store = (*FileStore)(nil)
+
+// NewFileStore returns a store for the peers file at path, with the peers that it had when it was read first. The file may name the node
+// itself: a list for all nodes does.
+func NewFileStore(self Node, path string, peers []Node) *FileStore {
+	s := &FileStore{path: path}
+	s.view = View{Self: self, Members: 1}
+	s.take(peers, nil)
+	return s
+}
+
+// Run reads the file again when it changes, until ctx ends. While the file is wrong the peers stay as they were.
+func (s *FileStore) Run(ctx context.Context, update func(View)) error {
+	WatchPeers(ctx, s.path, func(nodes []Node, err error) { update(s.take(nodes, err)) })
+	return nil
+}
+
+func (s *FileStore) take(nodes []Node, err error) View {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.view
+	if v.Problems = nil; err != nil {
+		v.Problems = []string{err.Error()}
+	} else {
+		v.Peers = nil
+		for _, n := range nodes {
+			if !v.Self.HasSubnet() || !n.Is(v.Self) {
+				v.Peers = append(v.Peers, Peer{Node: n, State: Static, Routable: true})
+			}
+		}
+		v.Members = 1 + len(v.Peers)
+	}
+	s.view = v
+	return v
+}
+
+// View returns what the file said last.
+func (s *FileStore) View() View {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.view
+}
+
+// Is says whether a node of a peers file is self, as far as self is known.
+func (n Node) Is(self Node) bool {
+	same := func(public, own netip.Addr, subnet, ownSubnet netip.Prefix) bool {
+		return !own.IsValid() || public == own && (!ownSubnet.IsValid() || subnet == ownSubnet)
+	}
+	return same(n.PublicIP, self.PublicIP, n.Subnet, self.Subnet) && same(n.PublicIPv6, self.PublicIPv6, n.IPv6Subnet, self.IPv6Subnet)
 }
 
 // A fileVersion differs when a file was written or replaced. The zero value is an absent file.

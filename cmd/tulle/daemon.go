@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/etcd"
 	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/control/netconf"
 	"github.com/tulle-net/tulle/control/netfilter"
@@ -28,9 +29,12 @@ type daemonConfig struct {
 	codec       tunnelCodec
 	port        uint16 // UDP port of the tunnel
 	link        control.UnderlayLink
-	mtu         int    // largest IP packet of pods, bytes
-	limits      [2]int // largest inner IP packet that the link takes in one piece, by family: IPv4, IPv6; bytes
-	gossip      *gossipConfig
+	mtu         int           // largest IP packet of pods, bytes
+	limits      [2]int        // largest inner IP packet that the link takes in one piece, by family: IPv4, IPv6; bytes
+	store       string        // storeGossip, storeEtcd or storeFile
+	gossip      *gossipConfig // nil with another store
+	etcd        *etcd.Server  // nil with another store
+	etcdMargin  time.Duration // before a lease's end
 	peersFile   string
 	runDir      string
 	stateDir    string
@@ -52,7 +56,7 @@ type daemonConfig struct {
 	busyPoll    time.Duration
 }
 
-// gossipConfig is what only the gossip store needs; nil with static peers alone.
+// gossipConfig is what only the gossip store needs.
 type gossipConfig struct {
 	join     []string
 	port     int
@@ -69,7 +73,9 @@ type daemon struct {
 	forwarder  *forwarder
 	reconciler *control.Reconciler
 	network    *network
-	gossip     *gossip.Store // nil with static peers alone
+	file       *control.FileStore
+	store      control.Store // beside the file; nil with static peers alone
+	gossip     *gossip.Store // is store, or nil
 	traces     atomic.Int32  // running
 	captures   captures
 	pods       *pods
@@ -114,7 +120,7 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 	// What was adopted waits: it is forwarded with what was inherited before gossip has its disk and its sockets.
 	forwarding := begin(ctx, func(ctx context.Context) error { return d.forwarder.run(ctx, d.reconciler.Wake) })
 	defer forwarding.end()
-	if err := d.openGossip(); err != nil {
+	if err := d.openStore(); err != nil {
 		return err
 	}
 	slog.Info("node runs", "name", c.self.Name, "subnet", c.self.Subnet, "ipv6Subnet", c.self.IPv6Subnet, "underlay", c.link.Addr, "underlay6", c.link.Addr6, "link", c.link.Name,
@@ -173,16 +179,14 @@ func (d *daemon) prepare(peers []control.Node) {
 	d.reconciler = control.NewReconciler(c.kernel(idle), d.reached)
 	d.reconciler.SetPods(d.pods.known())
 	held := d.forwarder.held
-	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, paths: d.forwarder.prober.reports, file: peers, remember: held.setState}
-	if c.gossip == nil {
-		d.network.setFile(peers, nil)
-		d.lookAhead()
-		return
+	d.file = control.NewFileStore(c.self, c.peersFile, peers)
+	d.network = &network{base: base, publish: d.forwarder.publish, settle: d.reconciler.Set, paths: d.forwarder.prober.reports, file: d.file.View(), source: c.store, remember: held.setState}
+	if c.store != storeFile {
+		// The subnets, even given ones, are used once the store has confirmed them.
+		d.network.base = idle
+		held.adoptState(func(state json.RawMessage) error { return d.network.inherit(state, c.self.Subnet, c.self.IPv6Subnet) })
 	}
-	// The subnets, even given ones, are used once gossip has confirmed them.
-	d.network.base = idle
-	held.adoptState(func(state json.RawMessage) error { return d.network.inherit(state, c.self.Subnet, c.self.IPv6Subnet) })
-	d.network.setFile(peers, nil)
+	d.network.setFile(d.file.View())
 	d.lookAhead()
 }
 
@@ -193,21 +197,42 @@ func (d *daemon) lookAhead() {
 	}
 }
 
-// openGossip opens the store, if there is gossip.
-func (d *daemon) openGossip() (err error) {
-	c := d.config
-	if c.gossip == nil {
+// openStore opens the store beside the file, if there is one.
+func (d *daemon) openStore() error {
+	var err error
+	switch d.config.store {
+	case storeGossip:
+		err = d.openGossip()
+	case storeEtcd:
+		err = d.openEtcd()
+	default:
 		return nil
 	}
+	if err == nil {
+		d.network.live = d.store.View
+	}
+	return err
+}
+
+func (d *daemon) openGossip() (err error) {
+	c := d.config
 	d.gossip, err = gossip.Open(gossip.Config{
 		Self: c.self, Network: c.conf.Network, SubnetLen: c.conf.SubnetLen, SubnetMin: c.conf.SubnetMin, SubnetMax: c.conf.SubnetMax,
 		IPv6Network: c.conf.IPv6Network, IPv6SubnetLen: c.conf.IPv6SubnetLen, IPv6SubnetMin: c.conf.IPv6SubnetMin, IPv6SubnetMax: c.conf.IPv6SubnetMax,
 		TunnelPort: c.port, BindPort: c.gossip.port, Join: c.gossip.join, Key: c.gossip.key, StateDir: c.gossip.stateDir, ReclaimAfter: c.gossip.reclaim, Nodes: c.gossip.majority,
 		Reserved: d.network.reserved, Log: slog.Default(),
 	})
-	if err == nil {
-		d.network.live = d.gossip.View
-	}
+	d.store = d.gossip
+	return err
+}
+
+func (d *daemon) openEtcd() (err error) {
+	c := d.config
+	d.store, err = etcd.Open(etcd.Config{
+		Server: *c.etcd, Self: c.self, Margin: c.etcdMargin, StateDir: c.stateDir, Reserved: d.network.reserved, Log: slog.Default(),
+		Pool:  etcd.Pool{Network: c.conf.Network, Bits: c.conf.SubnetLen, Min: c.conf.SubnetMin, Max: c.conf.SubnetMax},
+		Pool6: etcd.Pool{Network: c.conf.IPv6Network, Bits: c.conf.IPv6SubnetLen, Min: c.conf.IPv6SubnetMin, Max: c.conf.IPv6SubnetMax},
+	})
 	return err
 }
 
@@ -231,14 +256,11 @@ func (d *daemon) serve(ctx context.Context, forwarding *background) error {
 	if w := d.forwarder.wayOut; w != nil {
 		parts = append(parts, w.resolver.Run, w.run)
 	}
-	if d.gossip != nil {
-		parts = append(parts, func(ctx context.Context) error { return d.gossip.Run(ctx, d.network.setGossip) })
+	if d.store != nil {
+		parts = append(parts, func(ctx context.Context) error { return d.store.Run(ctx, d.network.setStore) })
 	}
 	if d.config.peersFile != "" {
-		parts = append(parts, func(ctx context.Context) error {
-			control.WatchPeers(ctx, d.config.peersFile, d.network.setFile)
-			return nil
-		})
+		parts = append(parts, func(ctx context.Context) error { return d.file.Run(ctx, d.network.setFile) })
 	}
 	errs := make([]error, len(parts))
 	var wg sync.WaitGroup

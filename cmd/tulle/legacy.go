@@ -39,7 +39,7 @@ func (n *network) bequeath() {
 	}
 	l := legacy{Fit: n.fit(), Subnet: n.state.Self.Subnet, IPv6Subnet: n.state.Self.IPv6Subnet}
 	for _, p := range n.state.Peers {
-		if !slices.Contains(n.file, p) {
+		if !slices.ContainsFunc(n.file.Peers, func(q control.Peer) bool { return q.Node == p }) {
 			l.Peers = append(l.Peers, p)
 		}
 	}
@@ -98,12 +98,12 @@ func (n *network) unheard() (peers []control.Node) {
 	same := func(a, b control.Node) bool { return a.Name == b.Name || a.Underlay() == b.Underlay() }
 next:
 	for _, p := range n.inherited.Peers {
-		for _, q := range n.gossip.Peers {
+		for _, q := range n.store.Peers {
 			if same(p, q.Node) && (q.Routable || q.State == gossip.Left || !q.LastSeen.IsZero()) {
 				continue next // but for one that gossip knows of and has not seen yet
 			}
 		}
-		if !slices.ContainsFunc(n.file, func(q control.Node) bool { return same(p, q) }) {
+		if !slices.ContainsFunc(n.file.Peers, func(q control.Peer) bool { return same(p, q.Node) }) {
 			peers = append(peers, p)
 		}
 	}

@@ -38,13 +38,13 @@ func TestLegacy(t *testing.T) {
 	var left json.RawMessage
 	alive, dead, silent, listed := named("n2", "192.0.2.2", "10.244.2.0/24"), named("n3", "192.0.2.3", "10.244.3.0/24"), named("n4", "192.0.2.4", "10.244.4.0/24"), named("n5", "192.0.2.5", "10.244.5.0/24")
 	first := heir(&set, &left)
-	first.setFile([]control.Node{listed}, nil)
+	first.setFile(control.NewFileStore(first.base.Self, "", []control.Node{listed}).View())
 	self := first.base.Self
 	self.Subnet = netip.MustParsePrefix("10.244.1.0/24")
-	peer := func(n control.Node, routable bool) gossip.Peer {
-		return gossip.Peer{Node: n, Routable: routable, LastSeen: time.Now()}
+	peer := func(n control.Node, routable bool) control.Peer {
+		return control.Peer{Node: n, Routable: routable, LastSeen: time.Now()}
 	}
-	first.setGossip(gossip.View{Self: self, Peers: []gossip.Peer{peer(alive, true), peer(dead, true), peer(silent, true)}})
+	first.setStore(control.View{Self: self, Peers: []control.Peer{peer(alive, true), peer(dead, true), peer(silent, true)}})
 	if set.Peers() != 4 {
 		t.Fatalf("%d peers", set.Peers())
 	}
@@ -60,7 +60,7 @@ func TestLegacy(t *testing.T) {
 		if err := n.inherit(was, netip.Prefix{}, netip.Prefix{}); err != nil {
 			t.Fatal(err)
 		}
-		n.setFile(nil, nil)
+		n.setFile(control.View{})
 		return n
 	}
 	// What came of a file is not left: the file is read again, and says nothing of n5 now.
@@ -68,11 +68,11 @@ func TestLegacy(t *testing.T) {
 	demand(second, "before any store", alive, dead, silent)
 	second = begin() // killed at once
 	demand(second, "before any store, again", alive, dead, silent)
-	second.setGossip(gossip.View{Self: self})
+	second.setStore(control.View{Self: self})
 	demand(second, "gossip knows nobody yet", alive, dead, silent)
-	second.setGossip(gossip.View{Self: self, Peers: []gossip.Peer{{Node: silent, State: gossip.Dead}}})
+	second.setStore(control.View{Self: self, Peers: []control.Peer{{Node: silent, State: gossip.Dead}}})
 	demand(second, "gossip knows of one and has not seen it", alive, dead, silent)
-	second.setGossip(gossip.View{Self: self, Peers: []gossip.Peer{peer(alive, true), peer(dead, false)}})
+	second.setStore(control.View{Self: self, Peers: []control.Peer{peer(alive, true), peer(dead, false)}})
 	demand(second, "gossip knows two", alive, silent)
 	second.disinherit()
 	demand(second, "after a while", alive)
@@ -81,7 +81,7 @@ func TestLegacy(t *testing.T) {
 	demand(third, "what the second left", alive)
 	other := self
 	other.Subnet = netip.MustParsePrefix("10.244.9.0/24")
-	third.setGossip(gossip.View{Self: other})
+	third.setStore(control.View{Self: other})
 	if third.state.Self != other || len(third.state.Peers) != 0 {
 		t.Errorf("with another subnet: %+v", third.state)
 	}
@@ -94,7 +94,7 @@ func TestLegacyRefused(t *testing.T) {
 	first := heir(&set, &left)
 	self := first.base.Self
 	self.Subnet = netip.MustParsePrefix("10.244.1.0/24")
-	first.setGossip(gossip.View{Self: self})
+	first.setStore(control.View{Self: self})
 	for what, change := range map[string]func(*network){
 		"n9":        func(n *network) { n.base.Self.Name = "n9" },
 		"192.0.2.9": func(n *network) { n.base.Self.PublicIP = netip.MustParseAddr("192.0.2.9") },

@@ -9,51 +9,48 @@ import (
 	"sync"
 
 	"github.com/tulle-net/tulle/control"
-	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/control/netconf"
 	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
-// A network merges what the stores know into one State, compiles it and hands it on. Stores call setFile and setGossip with
+// A network merges what the stores know into one State, compiles it and hands it on. Stores call setFile and setStore with
 // everything they know each time; nothing depends on the order. Its methods are safe for concurrent use.
 type network struct {
 	base    control.State // this node, without peers; the subnet is valid iff it was given
 	publish func(*tables.Set)
 	settle  func(control.State)
-	live    func() gossip.View // the store's view now; nil without gossip
+	live    func() control.View // the store's view now; nil without a store beside the file
+	source  string              // the store's name
 	paths   func(outer ...netip.Addr) []pathReport
 	// remember takes what the next daemon begins with, should this one be killed; nil for nobody.
 	remember func(json.RawMessage)
 
-	mu          sync.Mutex // guards the rest
-	file        []control.Node
-	fileProblem string
-	gossip      gossip.View
-	generation  uint64
-	state       control.State
-	ignored     []control.Ignored
-	problem     string  // why the tables could not be compiled
-	inherited   *legacy // nil once the stores have said enough themselves
+	mu         sync.Mutex // guards the rest
+	file       control.View
+	store      control.View // of the store beside the file
+	generation uint64
+	state      control.State
+	ignored    []control.Ignored
+	problem    string  // why the tables could not be compiled
+	inherited  *legacy // nil once the stores have said enough themselves
 }
 
-// setFile takes the content of the peers file. While the file is wrong the peers stay as they were.
-func (n *network) setFile(nodes []control.Node, err error) {
+// setFile takes what the peers file says.
+func (n *network) setFile(v control.View) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.fileProblem = ""; err != nil {
-		n.fileProblem = err.Error()
-		slog.Error("peers file is not usable; its peers stay as they are", "error", err)
-		return
+	for _, problem := range v.Problems {
+		slog.Error("peers file is not usable; its peers stay as they are", "error", problem)
 	}
-	n.file = nodes
+	n.file = v
 	n.refresh()
 }
 
-// setGossip takes the gossip store's view.
-func (n *network) setGossip(v gossip.View) {
+// setStore takes the store's view.
+func (n *network) setStore(v control.View) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.gossip = v
+	n.store = v
 	if l := n.inherited; l != nil && v.Self.HasSubnet() && (v.Self.Subnet != l.Subnet || v.Self.IPv6Subnet != l.IPv6Subnet) {
 		n.inherited = nil
 	}
@@ -73,7 +70,7 @@ func (n *network) reserved() []netip.Prefix {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var subnets []netip.Prefix
-	for _, p := range n.file {
+	for _, p := range n.file.Peers {
 		for _, subnet := range []netip.Prefix{p.Subnet, p.IPv6Subnet} {
 			if subnet.IsValid() {
 				subnets = append(subnets, subnet)
@@ -116,32 +113,24 @@ func (n *network) refresh() {
 func (n *network) merge() control.State {
 	s := n.base
 	if !s.Self.HasSubnet() {
-		s.Self.Subnet, s.Self.IPv6Subnet = n.gossip.Self.Subnet, n.gossip.Self.IPv6Subnet
+		s.Self.Subnet, s.Self.IPv6Subnet = n.store.Self.Subnet, n.store.Self.IPv6Subnet
 	}
 	if n.inherited != nil && !s.Self.HasSubnet() {
 		s.Self.Subnet, s.Self.IPv6Subnet = n.inherited.Subnet, n.inherited.IPv6Subnet
 	}
 	s.Peers = nil
-	for _, p := range n.file {
-		if !itself(p, s.Self) {
-			s.Peers = append(s.Peers, p)
+	for _, p := range n.file.Peers {
+		if !p.Is(s.Self) {
+			s.Peers = append(s.Peers, p.Node)
 		}
 	}
-	for _, p := range n.gossip.Peers {
+	for _, p := range n.store.Peers {
 		if p.Routable && p.HasSubnet() {
 			s.Peers = append(s.Peers, p.Node)
 		}
 	}
 	s.Peers = append(s.Peers, n.unheard()...)
 	return s
-}
-
-// itself says whether a node of the peers file is this one, as far as this one knows itself.
-func itself(p, self control.Node) bool {
-	same := func(public, own netip.Addr, subnet, ownSubnet netip.Prefix) bool {
-		return !own.IsValid() || public == own && (!ownSubnet.IsValid() || subnet == ownSubnet)
-	}
-	return same(p.PublicIP, self.PublicIP, p.Subnet, self.Subnet) && same(p.PublicIPv6, self.PublicIPv6, p.IPv6Subnet, self.IPv6Subnet)
 }
 
 // A peerReport is one other node, as tulle status and tulle peers show it.
@@ -155,7 +144,7 @@ type peerReport struct {
 	Backend         string   `json:"backend"`
 	VTEPMAC         string   `json:"vtepMAC,omitempty"`
 	VTEPMACv6       string   `json:"vtepMACv6,omitempty"` // where it is another than vtepMAC
-	Source          string   `json:"source"`              // gossip or file
+	Source          string   `json:"source"`              // gossip, etcd or file
 	State           string   `json:"state"`
 	Routable        bool     `json:"routable"`                  // its subnet is routed to it
 	LastSeenSeconds *float64 `json:"lastSeenSeconds,omitempty"` // ago; only gossip knows
@@ -166,7 +155,7 @@ type peerReport struct {
 
 // peers reports every node that a store knows.
 func (n *network) peers() []peerReport {
-	var heard []gossip.Peer
+	var heard []control.Peer
 	if n.live != nil {
 		heard = n.live().Peers // not under n.mu: the store asks for reserved under its own lock
 	}
@@ -178,23 +167,25 @@ func (n *network) peers() []peerReport {
 	}
 	routed := func(p control.Node) bool { return !unrouted[p] && slices.Contains(n.state.Peers, p) }
 	peers := []peerReport{}
-	for _, p := range n.file {
-		if itself(p, n.state.Self) {
+	for _, p := range n.file.Peers {
+		if p.Is(n.state.Self) {
 			continue
 		}
-		r := n.reportNode(p)
-		r.Source, r.State, r.Routable, r.Reason = "file", "static", routed(p), reasons[p]
+		r := n.reportNode(p.Node)
+		r.Source, r.State, r.Routable, r.Reason = storeFile, p.State, routed(p.Node), reasons[p.Node]
 		peers = append(peers, r)
 	}
 	for _, p := range heard {
 		r := n.reportNode(p.Node)
-		r.Source, r.State, r.Routable, r.Reason = "gossip", p.State, p.Routable && routed(p.Node), p.Reason
+		r.Source, r.State, r.Routable, r.Reason = n.source, p.State, p.Routable && routed(p.Node), p.Reason
 		if r.Reason == "" {
 			r.Reason = reasons[p.Node]
 		}
-		r.Endpoint = p.Endpoint.String()
-		seen := secondsSince(p.LastSeen)
-		r.LastSeenSeconds = &seen
+		r.Endpoint = text(p.Endpoint)
+		if !p.LastSeen.IsZero() || n.source == storeGossip {
+			seen := secondsSince(p.LastSeen)
+			r.LastSeenSeconds = &seen
+		}
 		peers = append(peers, r)
 	}
 	return peers
@@ -229,15 +220,13 @@ func text(v interface {
 	return v.String()
 }
 
-// report returns this node's state, its stores' problems and what gossip refused.
+// report returns this node's state, its stores' problems and what the store refused.
 func (n *network) report() (s control.State, problems []string, refused map[string]uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	problems = append([]string{}, n.gossip.Problems...)
-	for _, p := range []string{n.fileProblem, n.problem} {
-		if p != "" {
-			problems = append(problems, p)
-		}
+	problems = slices.Concat([]string{}, n.store.Problems, n.file.Problems)
+	if n.problem != "" {
+		problems = append(problems, n.problem)
 	}
-	return n.state, problems, n.gossip.Refused
+	return n.state, problems, n.store.Refused
 }

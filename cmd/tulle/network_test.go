@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/tulle-net/tulle/control"
-	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
@@ -39,7 +38,7 @@ func TestItself(t *testing.T) {
 		{parseNode("192.0.2.2", "10.244.1.0/24", "2001:db8::1", "fd00:1::/64"), dual, false},
 		{parseNode("", "", "2001:db8::2", "fd00:1::/64"), six, false},
 	} {
-		if got := itself(c.p, c.self); got != c.want {
+		if got := c.p.Is(c.self); got != c.want {
 			t.Errorf("%+v is %+v: %t", c.p, c.self, got)
 		}
 	}
@@ -55,12 +54,12 @@ func TestHalfRouted(t *testing.T) {
 	}
 	half, whole := parseNode("192.0.2.2", "10.244.2.0/24", "2001:db8::2", "fd01::/64"), parseNode("192.0.2.3", "10.244.3.0/24", "2001:db8::3", "fd00:0:0:3::/64")
 	whole.VTEPv6 = tables.MAC{2, 5: 3}
-	n.setFile([]control.Node{half, whole, parseNode("192.0.2.1", "10.244.1.0/24", "2001:db8::1", "fd00:0:0:1::/64")}, nil)
+	n.setFile(control.NewFileStore(self, "", []control.Node{half, whole, parseNode("192.0.2.1", "10.244.1.0/24", "2001:db8::1", "fd00:0:0:1::/64")}).View())
 	if want := []string{"10.244.2.0/24", "fd01::/64", "10.244.3.0/24", "fd00:0:0:3::/64"}; len(n.reserved()) != 6 || n.reserved()[1].String() != want[1] {
 		t.Errorf("reserved %s, want %s and this node's", n.reserved(), want)
 	}
 	self.Subnet, self.IPv6Subnet = netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:0:0:1::/64")
-	n.setGossip(gossip.View{Self: self})
+	n.setStore(control.View{Self: self})
 	peers := n.peers()
 	if len(peers) != 2 || !peers[0].Routable || peers[0].Reason != "subnet fd01::/64 is not inside the network fd00::/32" || !peers[1].Routable || peers[1].Reason != "" {
 		t.Errorf("%+v", peers)

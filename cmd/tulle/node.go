@@ -33,6 +33,7 @@ const (
 	maxBusyPoll = 10 * time.Millisecond
 
 	storeGossip = "gossip"
+	storeEtcd   = "etcd"
 	storeFile   = "file"
 )
 
@@ -51,6 +52,7 @@ type nodeOptions struct {
 	cni                     cniInstall
 	gossipPort, workers     int
 	majority                int
+	etcd                    etcdOptions
 	maxFlows, perSource     int
 	insecure, keep, ipMasq  bool
 	takeover                bool
@@ -100,7 +102,8 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.publicIP, "public-ip", "", "this node's address on the underlay (default: the link's first)")
 	f.StringVar(&o.publicIPv6, "public-ipv6", "", "this node's IPv6 address on the underlay (default: the link's first that is global and stays)")
 	f.StringVar(&o.name, "name", "", "this node's name (default: the host name)")
-	f.StringVar(&o.store, "store", storeGossip, "where the nodes learn of each other: gossip, or file (--subnet and --peers alone)")
+	f.StringVar(&o.store, "store", storeGossip, "where the nodes learn of each other: gossip, etcd (flannel's, with --etcd-endpoints), or file (--subnet and --peers alone)")
+	o.etcd.register(f)
 	f.StringVar(&o.join, "join", "", "nodes to find the others by, ADDR[:PORT] separated by commas; may name this node")
 	f.IntVar(&o.gossipPort, "gossip-port", 7946, "port of the gossip, TCP and UDP, on every node")
 	f.StringVar(&o.keyFile, "key-file", "", "file with the cluster key, from tulle keygen")
@@ -144,6 +147,9 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 	if !given("store") && o.subnet != "" && o.peers != "" && o.join == "" && o.keyFile == "" && !o.insecure {
 		o.store = storeFile
 	}
+	if !given("store") && o.etcd.endpoints != "" {
+		o.store = storeEtcd
+	}
 	if err := o.check(); err != nil {
 		return nil, err
 	}
@@ -156,7 +162,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 		return nil, err
 	}
 	c := &daemonConfig{
-		self: self, conf: conf, link: link, metricsAddr: o.metricsAddr,
+		self: self, conf: conf, link: link, store: o.store, metricsAddr: o.metricsAddr,
 		peersFile: o.peers, runDir: o.runDir, stateDir: o.stateDir, cni: o.cni, holder: o.holder, underlay: o.underlay, tunnelGSO: o.tunnelGSO, device: tap.Kind(o.device), workers: o.workers, maxFlows: o.maxFlows, perSource: o.perSource, keep: o.keep, takeover: o.takeover, copyDSCP: o.copyDSCP, busyPoll: o.busyPoll,
 		subnetFile: cmp.Or(o.subnetFile, filepath.Join(o.runDir, "subnet.env")),
 	}
@@ -164,6 +170,9 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 		if c.gossip, err = o.gossipConfig(); err != nil {
 			return nil, err
 		}
+	}
+	if o.store == storeEtcd {
+		c.etcd, c.etcdMargin = o.etcd.server, o.etcd.margin
 	}
 	if err := c.chooseMode(o.ipMasq); err != nil {
 		return nil, err
@@ -248,8 +257,11 @@ func (o *nodeOptions) gossipConfig() (*gossipConfig, error) {
 	return g, err
 }
 
-// loadConfig reads net-conf.json. Only the default file may be absent.
+// loadConfig reads net-conf.json, which etcd has unless a file is given. Only the default file may be absent.
 func (o *nodeOptions) loadConfig(given bool) (*netconf.Config, error) {
+	if o.store == storeEtcd && !given {
+		return o.etcd.network(o.stateDir)
+	}
 	conf, warnings, err := netconf.Load(o.config)
 	for _, w := range warnings {
 		slog.Warn(w.String())

@@ -70,8 +70,12 @@ func (o *nodeOptions) checkStore() error {
 		return usageError("--store file: --subnet is missing: give this node's subnet, such as --subnet 10.244.1.0/24")
 	case o.store == storeFile:
 		return nil
+	case o.store == storeEtcd:
+		return o.etcd.check()
+	case o.etcd.endpoints != "":
+		return usageError("--etcd-endpoints with --store %s: choose one of both", o.store)
 	case o.store != storeGossip:
-		return usageError("--store %s: unknown (allowed: gossip, file)", o.store)
+		return usageError("--store %s: unknown (allowed: gossip, etcd, file)", o.store)
 	case o.keyFile == "" && !o.insecure:
 		return usageError("a cluster key is missing: make one with tulle keygen and give every node the same with --key-file FILE, or give --insecure-no-key")
 	case o.keyFile != "" && o.insecure:

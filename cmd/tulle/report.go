@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/etcd"
 	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/control/netconf"
 	"github.com/tulle-net/tulle/control/pin"
@@ -97,6 +98,9 @@ type portReport struct {
 	dataplane.PortCounters
 }
 
+// reasons lists those by which each store refuses what it hears.
+var reasons = map[string][]string{storeGossip: gossip.Reasons(), storeEtcd: etcd.Reasons()}
+
 // status collects the report, the counters at a batch boundary of each worker.
 func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 	total, kernel, err := d.forwarder.checkedCounters(ctx)
@@ -118,10 +122,8 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 		Refused:       map[string]uint64{},
 		Problems:      problems,
 	}
-	if d.gossip != nil {
-		for _, reason := range gossip.Reasons() {
-			r.Refused[reason] = refused[reason]
-		}
+	for _, reason := range reasons[d.config.store] {
+		r.Refused[reason] = refused[reason]
 	}
 	for v := packet.None + 1; v < packet.NumVerdicts; v++ {
 		r.Verdicts[v.String()] = total.Verdicts[v]
@@ -156,14 +158,11 @@ func (d *daemon) podDrops() (map[pin.Reason]uint64, error) {
 func (d *daemon) nodeReport(s control.State) nodeReport {
 	r := nodeReport{
 		Name: s.Self.Name, Network: text(s.Network), Subnet: text(s.Self.Subnet), PublicIP: text(s.Self.PublicIP),
-		Backend: s.Self.BackendType, VNI: s.Self.VNI, Port: s.Port, MTU: s.MTU, Store: "file",
+		Backend: s.Self.BackendType, VNI: s.Self.VNI, Port: s.Port, MTU: s.MTU, Store: d.config.store,
 		IPv6Network: text(s.IPv6Network), IPv6Subnet: text(s.Self.IPv6Subnet), PublicIPv6: text(s.Self.PublicIPv6),
 	}
 	if s.Self.BackendType == netconf.TypeVXLAN {
 		r.VTEPMAC = s.Self.VTEP.String()
-	}
-	if d.gossip != nil {
-		r.Store = "gossip"
 	}
 	if subnet := s.Self.Subnet; subnet.IsValid() {
 		r.TunnelAddr, r.EngineAddr = control.TunnelAddr(subnet).String(), control.EngineAddr(subnet).String()

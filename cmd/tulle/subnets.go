@@ -9,12 +9,15 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/etcd"
 	"github.com/tulle-net/tulle/control/gossip"
 )
 
@@ -43,6 +46,9 @@ type subnetReport struct {
 }
 
 func (d *daemon) subnets(context.Context) (*subnetsReport, error) {
+	if d.config.store == storeEtcd {
+		return d.leases(), nil
+	}
 	if d.gossip == nil {
 		return nil, errNoGossip
 	}
@@ -52,6 +58,25 @@ func (d *daemon) subnets(context.Context) (*subnetsReport, error) {
 			TenureSeconds: s.Tenure.Seconds(), Fence: s.Fence, QuarantineSeconds: s.Quarantine.Seconds()})
 	}
 	return r, nil
+}
+
+// leases lists what etcd has, a lease for each node.
+func (d *daemon) leases() *subnetsReport {
+	v := d.store.View()
+	r := &subnetsReport{SchemaVersion: schemaVersion, Subnets: []subnetReport{}}
+	add := func(n control.Node, state string) {
+		for _, block := range []netip.Prefix{n.Subnet, n.IPv6Subnet} {
+			if block.IsValid() {
+				r.Subnets = append(r.Subnets, subnetReport{Block: block, Node: n.Name, State: state, Owner: true})
+			}
+		}
+	}
+	add(v.Self, etcd.Leased)
+	for _, p := range v.Peers {
+		add(p.Node, p.State)
+	}
+	slices.SortFunc(r.Subnets, func(a, b subnetReport) int { return a.Block.Addr().Compare(b.Block.Addr()) })
+	return r
 }
 
 func newSubnetsCommand() *cobra.Command {
@@ -89,6 +114,9 @@ func (r *blocksReport) text() string {
 	for _, b := range r.Blocks {
 		all = append(all, b.String())
 	}
+	if r.QuarantineSeconds == 0 {
+		return strings.Join(all, ", ") + ": free again"
+	}
 	return fmt.Sprintf("%s: free again in %s", strings.Join(all, ", "), seconds(r.QuarantineSeconds))
 }
 
@@ -100,11 +128,21 @@ func released(blocks []netip.Prefix, err error) (*blocksReport, error) {
 }
 
 func (d *daemon) forget(ctx context.Context, node string) (*blocksReport, error) {
+	if d.config.store == storeEtcd {
+		return nil, fmt.Errorf("%s: in etcd the lease of a node that is gone ends by itself, within a day: delete its key under %s/subnets/ to be faster", node, d.config.etcd.Prefix)
+	}
 	return onGossip(d, func(g *gossip.Store) (*blocksReport, error) { return released(g.Forget(ctx, node)) })
 }
 
 // leave gives the subnet back and ends the daemon.
 func (d *daemon) leave(ctx context.Context) (*blocksReport, error) {
+	if s, ok := d.store.(*etcd.Store); ok {
+		self := s.View().Self
+		s.Leave()
+		time.AfterFunc(leaveDelay, d.stop)
+		given := slices.DeleteFunc([]netip.Prefix{self.Subnet, self.IPv6Subnet}, func(p netip.Prefix) bool { return !p.IsValid() })
+		return &blocksReport{Blocks: given}, nil
+	}
 	return onGossip(d, func(g *gossip.Store) (*blocksReport, error) {
 		report, err := released(g.Release(ctx))
 		if err == nil {

@@ -83,6 +83,9 @@ func (s Server) tls() (*tls.Config, error) {
 	return c, nil
 }
 
+// ErrNoConfig: etcd answers, and has no network of this prefix.
+var ErrNoConfig = errors.New("etcd: the network has no configuration")
+
 // Network reads the configuration of the network, flannel's net-conf.json, from PREFIX/config.
 func (s Server) Network(ctx context.Context) ([]byte, error) {
 	c, err := s.dial()
@@ -97,7 +100,7 @@ func (s Server) Network(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("etcd: read %s/config: %w", s.Prefix, err)
 	}
 	if len(r.Kvs) == 0 {
-		return nil, fmt.Errorf("etcd: %s/config is not there: put the network's configuration there, such as etcdctl put %[1]s/config '{\"Network\": \"10.244.0.0/16\", \"Backend\": {\"Type\": \"vxlan\"}}'", s.Prefix)
+		return nil, fmt.Errorf("%w: put it there, such as etcdctl put %s/config '%s'", ErrNoConfig, s.Prefix, `{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}`)
 	}
 	return r.Kvs[0].Value, nil
 }

@@ -240,3 +240,23 @@ func (s *Store) renew(ctx context.Context) error {
 	s.renewed = time.Now()
 	return nil
 }
+
+// leave gives the subnet back if that is asked for.
+func (s *Store) leave() {
+	if !s.leaving.Load() || !s.held {
+		return
+	}
+	key := s.prefix + s.own.key
+	s.held = false
+	err := s.save()
+	if s.client != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+		defer cancel()
+		_, errDelete := s.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", s.own.revision)).Then(clientv3.OpDelete(key)).Commit()
+		err = errors.Join(err, errDelete)
+		s.revoke(clientv3.LeaseID(s.own.id))
+	}
+	if err != nil {
+		s.config.Log.Error("etcd: the subnet is not given back: its lease ends by itself", "key", key, "error", err)
+	}
+}

@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -75,6 +76,8 @@ type Store struct {
 
 	refusals, withdrawn uint64
 
+	leaving atomic.Bool // the lease ends with Run
+
 	mu   sync.Mutex // guards the rest
 	view control.View
 }
@@ -119,9 +122,14 @@ func (c *Config) complete() error {
 	return c.Server.Check()
 }
 
-// Run keeps the node's lease and watches the others until ctx ends. Then the lease stays: it is there when the node comes back.
+// Leave makes the end of Run give the subnet back. It is safe beside Run.
+func (s *Store) Leave() { s.leaving.Store(true) }
+
+// Run keeps the node's lease and watches the others until ctx ends. Then the lease stays, for when the node comes back, unless Leave was
+// called.
 func (s *Store) Run(ctx context.Context, update func(control.View)) error {
 	defer s.hangUp()
+	defer s.leave()
 	update(s.View())
 	retry := leastRetry
 	for ctx.Err() == nil {
