@@ -34,7 +34,8 @@ type daemonConfig struct {
 	store       string        // storeGossip, storeEtcd or storeFile
 	gossip      *gossipConfig // nil with another store
 	etcd        *etcd.Server  // nil with another store
-	etcdMargin  time.Duration // before a lease's end
+	etcdTTL     time.Duration // of a lease
+	etcdMargin  time.Duration // before its end
 	peersFile   string
 	runDir      string
 	stateDir    string
@@ -229,7 +230,7 @@ func (d *daemon) openGossip() (err error) {
 func (d *daemon) openEtcd() (err error) {
 	c := d.config
 	d.store, err = etcd.Open(etcd.Config{
-		Server: *c.etcd, Self: c.self, Margin: c.etcdMargin, StateDir: c.stateDir, Reserved: d.network.reserved, Log: slog.Default(),
+		Server: *c.etcd, Self: c.self, TTL: c.etcdTTL, Margin: c.etcdMargin, StateDir: c.stateDir, Reserved: d.network.reserved, Log: slog.Default(),
 		Pool:  etcd.Pool{Network: c.conf.Network, Bits: c.conf.SubnetLen, Min: c.conf.SubnetMin, Max: c.conf.SubnetMax},
 		Pool6: etcd.Pool{Network: c.conf.IPv6Network, Bits: c.conf.IPv6SubnetLen, Min: c.conf.IPv6SubnetMin, Max: c.conf.IPv6SubnetMax},
 	})

@@ -21,12 +21,15 @@ import (
 // etcdNetwork is the file, in the state directory, with the network's configuration as etcd had it last.
 const etcdNetwork = "etcd-net-conf.json"
 
+// leastTTL leaves time for a node to renew its lease.
+const leastTTL = 5 * time.Second
+
 // etcdOptions are the flags of the etcd store, by the names that flanneld has for them.
 type etcdOptions struct {
 	endpoints, prefix          string
 	caFile, certFile, keyFile  string
 	username, password, secret string
-	margin                     time.Duration
+	ttl, margin                time.Duration
 	server                     *etcd.Server // once checked
 }
 
@@ -39,7 +42,8 @@ func (o *etcdOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.username, "etcd-username", "", "user name for etcd")
 	f.StringVar(&o.password, "etcd-password", "", "password for etcd; who lists processes can see it: better in TULLE_ETCD_PASSWORD or --etcd-password-file")
 	f.StringVar(&o.secret, "etcd-password-file", "", "file with the password for etcd")
-	f.DurationVar(&o.margin, "subnet-lease-renew-margin", etcd.DefaultMargin, "how long before the end of its lease in etcd, of 24 hours, a node renews it at the latest")
+	f.DurationVar(&o.ttl, "subnet-lease-ttl", etcd.DefaultTTL, "how long etcd keeps the subnet of a node that is gone, as flannel does")
+	f.DurationVar(&o.margin, "subnet-lease-renew-margin", etcd.DefaultMargin, "how long before the end of its lease in etcd a node renews it at the latest")
 }
 
 // check reads the files and makes o.server.
@@ -63,8 +67,10 @@ func (o *etcdOptions) check() error {
 	switch {
 	case len(s.Endpoints) == 0:
 		return usageError("--store etcd: --etcd-endpoints is missing, such as --etcd-endpoints http://192.0.2.1:2379")
-	case o.margin <= 0 || o.margin >= etcd.DefaultTTL:
-		return usageError("--subnet-lease-renew-margin %v: out of range (allowed: above 0, below %v)", o.margin, etcd.DefaultTTL)
+	case o.ttl < leastTTL:
+		return usageError("--subnet-lease-ttl %v: out of range (allowed: %v and more)", o.ttl, leastTTL)
+	case o.margin <= 0 || o.margin >= o.ttl:
+		return usageError("--subnet-lease-renew-margin %v: out of range (allowed: above 0, below --subnet-lease-ttl, %v)", o.margin, o.ttl)
 	}
 	o.server = s
 	return s.Check()

@@ -172,7 +172,7 @@ func (o *nodeOptions) resolve(given func(flag string) bool) (*daemonConfig, erro
 		}
 	}
 	if o.store == storeEtcd {
-		c.etcd, c.etcdMargin = o.etcd.server, o.etcd.margin
+		c.etcd, c.etcdTTL, c.etcdMargin = o.etcd.server, o.etcd.ttl, o.etcd.margin
 	}
 	if err := c.chooseMode(o.ipMasq); err != nil {
 		return nil, err

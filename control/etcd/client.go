@@ -1,16 +1,22 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/url"
 	"os"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // requestTimeout bounds one request. keepAlive finds out within a few seconds that a server on the other end of a connection is gone.
@@ -53,9 +59,55 @@ func (s Server) dial() (*clientv3.Client, error) {
 		Logger: zap.NewNop(),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("etcd: %w", err)
+		return nil, s.explain(err)
 	}
 	return c, nil
+}
+
+// explain adds to an error that only says that time is up what keeps a connection from being made: the client tries again and again and
+// does not tell.
+func (s Server) explain(err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) && status.Code(err) != codes.DeadlineExceeded {
+		return err
+	}
+	for _, endpoint := range s.Endpoints {
+		if why := s.tryConnect(endpoint); why != nil {
+			return fmt.Errorf("%s: %w", endpoint, why)
+		}
+	}
+	return fmt.Errorf("no answer within %v: %w", requestTimeout, err)
+}
+
+// tryConnect says what goes wrong on the way to an endpoint, before anything of etcd's.
+func (s Server) tryConnect(endpoint string) error {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return err
+	}
+	conn, err := net.DialTimeout("tcp", u.Host, requestTimeout/5)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if u.Scheme != "https" {
+		return nil
+	}
+	config, err := s.tls()
+	if err != nil {
+		return err
+	}
+	config = cmp.Or(config, &tls.Config{MinVersion: tls.VersionTLS12})
+	config.ServerName = u.Hostname()
+	conn.SetDeadline(time.Now().Add(requestTimeout / 5))
+	secure := tls.Client(conn, config)
+	if err := secure.Handshake(); err != nil {
+		return err
+	}
+	_, err = secure.Read(make([]byte, 1)) // a refusal of the client's certificate comes behind the handshake (RFC 8446)
+	if ne, ok := err.(net.Error); ok && ne.Timeout() || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 // tls returns nil without any of the files.
@@ -97,7 +149,7 @@ func (s Server) Network(ctx context.Context) ([]byte, error) {
 	defer cancel()
 	r, err := c.Get(ctx, s.Prefix+"/config")
 	if err != nil {
-		return nil, fmt.Errorf("etcd: read %s/config: %w", s.Prefix, err)
+		return nil, fmt.Errorf("etcd: read %s/config: %w", s.Prefix, s.explain(err))
 	}
 	if len(r.Kvs) == 0 {
 		return nil, fmt.Errorf("%w: put it there, such as etcdctl put %s/config '%s'", ErrNoConfig, s.Prefix, `{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}`)

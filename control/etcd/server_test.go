@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -47,9 +48,12 @@ type server struct {
 	log     bytes.Buffer
 }
 
-func startServer(t *testing.T, args ...string) *server {
+func startServer(t *testing.T) *server { return startWith(t, "http") }
+
+// startWith starts one whose clients come by the scheme.
+func startWith(t *testing.T, scheme string, args ...string) *server {
 	t.Helper()
-	s := &server{t: t, dir: t.TempDir(), client: "http://" + freeAddr(t), peer: "http://" + freeAddr(t), args: args}
+	s := &server{t: t, dir: t.TempDir(), client: scheme + "://" + freeAddr(t), peer: "http://" + freeAddr(t), args: args}
 	s.start()
 	t.Cleanup(func() {
 		s.stop()
@@ -86,7 +90,7 @@ func (s *server) start() {
 		s.t.Fatal(err)
 	}
 	await(s.t, "etcd answers", func() bool {
-		c, err := net.DialTimeout("tcp", s.client[len("http://"):], time.Second)
+		c, err := net.DialTimeout("tcp", s.client[strings.Index(s.client, "://")+3:], time.Second)
 		if err == nil {
 			c.Close()
 		}

@@ -138,6 +138,9 @@ func (s *Store) Run(ctx context.Context, update func(control.View)) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if err != nil {
+			err = s.config.Server.explain(err)
+		}
 		if err == nil {
 			retry = leastRetry
 			continue // it is time to look at everything again

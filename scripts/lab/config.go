@@ -13,6 +13,7 @@ import (
 const (
 	StoreGossip = "gossip" // the daemons claim their subnets and tell each other
 	StoreFile   = "file"   // the lab gives every node its subnet and all the same list of peers
+	StoreEtcd   = "etcd"   // NodeArgs say where it is; Prepare starts it, and puts the network's configuration and the kernel nodes there
 )
 
 // How packets get from node to node.
@@ -47,6 +48,7 @@ type Config struct {
 	PeerArgs    []string                  // before flannelpeer's own, for a binary that is more than that
 	NodeArgs    []string                  // appended to the daemons' command line
 	NodeArgsFor func(number int) []string // appended after NodeArgs for one node; nil for none
+	Prepare     func([]Node) error        // called when all but the daemons is there; nil for nothing
 	MayFail     map[int]bool              // numbers of daemon nodes that start last and need not get ready, see Lab.Settle
 	Env         []string                  // added to the daemons' environment, KEY=VALUE
 	Ephemeral   bool                      // the lab belongs to this process: the next Up removes it when the process is gone
@@ -68,7 +70,7 @@ func (c Config) Check() error {
 		what, value string
 		have        []string
 	}{
-		{"store", c.Store, []string{StoreGossip, StoreFile}},
+		{"store", c.Store, []string{StoreGossip, StoreFile, StoreEtcd}},
 		{"family", c.Family, []string{FamilyV4, FamilyV6, FamilyDual}},
 		{"backend", c.Backend, []string{BackendVXLAN, BackendUDP}},
 		{"device", c.Device, []string{DeviceTAP, DeviceTUN, DeviceWater}},

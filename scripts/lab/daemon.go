@@ -89,16 +89,20 @@ func (l *Lab) launch(n *node, key int, path string, args []string) (started proc
 }
 
 func (r *record) daemonArgs(n, seed *node) []string {
-	args := []string{"node", "--name", n.name(), "--config", netConfPath(r.Dir), "--run-dir", n.runDir(r.Dir), "--state-dir", n.stateDir(r.Dir)}
+	args := []string{"node", "--name", n.name(), "--run-dir", n.runDir(r.Dir), "--state-dir", n.stateDir(r.Dir)}
+	if r.Store != StoreEtcd {
+		args = append(args, "--config", netConfPath(r.Dir))
+	}
 	if n.V4.PublicIP.IsValid() {
 		args = append(args, "--public-ip", n.V4.PublicIP.String())
 	}
 	if n.V6.PublicIP.IsValid() {
 		args = append(args, "--public-ipv6", n.V6.PublicIP.String())
 	}
-	if r.Store == StoreFile {
+	switch r.Store {
+	case StoreFile:
 		args = append(args, "--store", StoreFile, "--subnet", joined(n.subnets()))
-	} else {
+	case StoreGossip:
 		args = append(args, "--join", seed.publicIP().String(), "--key-file", keyPath(r.Dir))
 	}
 	if r.Device != "" && r.Device != DeviceTAP {

@@ -125,7 +125,7 @@ func (l *Lab) Family() string { return l.record().Family }
 // Backend is BackendVXLAN or BackendUDP.
 func (l *Lab) Backend() string { return l.record().Backend }
 
-// Store is StoreGossip or StoreFile.
+// Store is StoreGossip, StoreFile or StoreEtcd.
 func (l *Lab) Store() string { return l.record().Store }
 
 // Device is DeviceTAP, DeviceTUN or DeviceWater.

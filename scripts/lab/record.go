@@ -123,7 +123,7 @@ func loadRecord(dir string) (*record, error) {
 
 func newRecord(c Config) *record {
 	r := &record{SchemaVersion: schemaVersion, Dir: c.Dir, Created: time.Now().UTC(), Ephemeral: c.Ephemeral, MTU: c.MTU,
-		Pods: c.Pods, Family: c.Family, Backend: c.Backend, Store: c.Store, Device: c.Device, Holder: c.Holder, StaticPeers: c.Store == StoreFile || c.anyKernel(),
+		Pods: c.Pods, Family: c.Family, Backend: c.Backend, Store: c.Store, Device: c.Device, Holder: c.Holder, StaticPeers: c.Store == StoreFile || c.Store == StoreGossip && c.anyKernel(),
 		Routed: c.Routed, Executable: c.Executable, FlannelPeer: c.FlannelPeer, PeerArgs: c.PeerArgs, NodeArgs: c.NodeArgs, Env: c.Env}
 	r.Namespaces = append(r.Namespaces, namespace{Name: underlayNamespace})
 	if r.Routed {

@@ -176,6 +176,11 @@ func (l *Lab) startAll(ctx context.Context) error {
 	if err := l.publishPeers(); err != nil {
 		return err
 	}
+	if l.config.Prepare != nil {
+		if err := l.config.Prepare(l.Nodes()); err != nil {
+			return fmt.Errorf("prepare: %w", err)
+		}
+	}
 	for _, mayFail := range []bool{false, true} {
 		var group []*node
 		for _, n := range l.rec.Nodes {
