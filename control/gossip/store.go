@@ -26,6 +26,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -64,6 +65,9 @@ type Config struct {
 	ReclaimAfter time.Duration
 	// Nodes is how many nodes there are at most, of which more than half must be in sight for a subnet to be claimed; 0: any number claims.
 	Nodes int
+
+	// listen opens what carries the gossip, and its dials end with the context. Nil: sockets. Tests have networks in memory.
+	listen func(context.Context, netip.AddrPort, *log.Logger) (memberlist.NodeAwareTransport, error)
 }
 
 // A Store is one node's part in the gossip. Open makes it, Run runs it once; only View may be called beside Run.
@@ -79,7 +83,7 @@ type Store struct {
 	claimer   *claim.Claimer         // of machine
 	list      *memberlist.Memberlist // nil between two boots
 	stop      context.CancelFunc     // of the list's dials
-	transport *transport             // of the list
+	transport memberlist.Transport   // of the list
 	diskErr   error                  // of the last write
 
 	wake  chan struct{} // room for one
