@@ -152,13 +152,22 @@ func (m *Machine) pass(now time.Duration) {
 // if confirm is true writes the claim to disk and calls Claimer.Confirm.
 func (m *Machine) Turn(s Situation) (confirm bool, letters []Letter) {
 	m.age(s)
-	others := maps.Clone(m.Known)
-	delete(others, m.ID)
-	s.Others = slices.Collect(m.flaws.holdings(m.Pools, m.Fences, maps.Values(others)))
+	s.Others = slices.AppendSeq(make([]holding, 0, len(m.Known)), m.flaws.holdings(m.Pools, m.Fences, m.others()))
 	s.Self, s.Fences, s.Quarantined = m.Self, m.Fences, m.Fences.quarantined(m.quarantine)
 	m.Claimer.flaws = m.flaws
 	confirm = m.Claimer.Turn(s)
 	return confirm, m.Claimer.ask(s)
+}
+
+// others yields the records of all other nodes.
+func (m *Machine) others() iter.Seq[*Record] {
+	return func(yield func(*Record) bool) {
+		for id, r := range m.Known {
+			if id != m.ID && !yield(r) {
+				return
+			}
+		}
+	}
 }
 
 // age lets fences and absences grow, and takes the blocks of nodes that are gone for too long. It is done by those who see more than

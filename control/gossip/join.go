@@ -21,6 +21,9 @@ const (
 	rejoinMin, rejoinMax, rejoinEach = 1500 * time.Millisecond, 10 * time.Second, 250 * time.Millisecond
 	// joinsAtOnce bounds the dials of one round: a large network with many dead nodes is not searched through at once.
 	joinsAtOnce = 8
+	// A node that heard more than floodNews new records since it searched last exchanges everything with another one each floodPause, until
+	// it heard of less for floodRounds.
+	floodNews, floodPause, floodRounds = 32, time.Second, 4
 )
 
 // parseSeed splits host[:port].
@@ -49,6 +52,9 @@ func (s *Store) rejoin(ctx context.Context) {
 		s.mu.Lock()
 		s.joined, s.dirty = true, true
 		pause := rejoinPause(s.liveLocked())
+		if s.flood > 0 || s.news > floodNews {
+			pause = min(pause, floodPause+rand.N(floodPause/2))
+		}
 		s.mu.Unlock()
 		s.poke()
 		select {
@@ -85,6 +91,9 @@ func (s *Store) targets(ctx context.Context) []netip.AddrPort {
 			live[at] = true
 			targets = append(targets, at)
 		}
+	}
+	if at, ok := s.exchangeLocked(); ok {
+		targets = append(targets, at)
 	}
 	for at := range s.joinProblems {
 		if !slices.Contains(targets, at) {
@@ -163,6 +172,26 @@ func rejoinPause(live int) time.Duration {
 		pause = min(rejoinMin+time.Duration(live)*rejoinEach, rejoinMax)
 	}
 	return pause + rand.N(pause/2)
+}
+
+// exchangeLocked returns a live node to exchange everything with, if there are more news than packets carry in time, as when all nodes
+// start at once: with each such round twice as many nodes know a thing, where packets, which hold three records, would need minutes.
+func (s *Store) exchangeLocked() (at netip.AddrPort, ok bool) {
+	if s.news > floodNews {
+		s.flood = floodRounds
+	} else if s.flood > 0 {
+		s.flood--
+	}
+	s.news = 0
+	if s.flood == 0 {
+		return at, false
+	}
+	for _, r := range s.known { // in random order
+		if r.ID != s.id && s.lives.alive(r) {
+			return r.Endpoint, true
+		}
+	}
+	return at, false
 }
 
 func (s *Store) liveLocked() (live int) {

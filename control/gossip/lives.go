@@ -3,6 +3,7 @@ package gossip
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/tulle-net/tulle/control/claim"
@@ -22,6 +23,8 @@ type life struct {
 	kept  bool          // dead, but believed to be out of reach for this node only
 	since time.Duration // of the last change, monotonic
 	seen  time.Time     // last sign of life
+	id    string        // the node's, as text; may be empty
+	meta  []byte        // what memberlist tells others of the boot; valid iff alive
 }
 
 // lives follows the members. Not safe for concurrent use.
@@ -57,6 +60,12 @@ func (l *lives) acked(id claim.NodeID, now time.Duration) {
 	if known := l.of[id]; known != nil {
 		known.seen = time.Now()
 	}
+}
+
+// told says whether memberlist carries the record in its own part of a push/pull.
+func (l *lives) told(r *claim.Record) bool {
+	known := l.of[r.ID]
+	return known != nil && known.alive && known.epoch == r.Epoch && string(known.meta) == string(r.Raw)
 }
 
 // alive says whether the boot that the record is of is a live member that does not leave.
@@ -114,26 +123,27 @@ func (c conflict) String() string {
 // tenure stays, then the one with the lower ID; everybody comes to the same result.
 func conflicts(alive []*claim.Record) map[claim.NodeID]conflict {
 	found := map[claim.NodeID]conflict{}
-	for _, key := range []struct {
-		reason string
-		of     func(*claim.Record) string
-	}{
-		{refusedName, func(r *claim.Record) string { return r.Name }},
-		{refusedEndpoint, func(r *claim.Record) string { return r.Endpoint.Addr().String() }},
-	} {
-		winners := map[string]*claim.Record{}
-		for _, r := range alive {
-			if w := winners[key.of(r)]; w == nil || senior(r, w) {
-				winners[key.of(r)] = r
-			}
-		}
-		for _, r := range alive {
-			if w := winners[key.of(r)]; w != r {
-				found[r.ID] = conflict{key.reason, r, w}
-			}
+	contend(alive, refusedName, func(r *claim.Record) string { return r.Name }, found)
+	contend(alive, refusedEndpoint, func(r *claim.Record) netip.Addr { return r.Endpoint.Addr() }, found)
+	return found
+}
+
+// contend finds those of which another one has the same key.
+func contend[K comparable](alive []*claim.Record, reason string, key func(*claim.Record) K, found map[claim.NodeID]conflict) {
+	winners := make(map[K]*claim.Record, len(alive))
+	for _, r := range alive {
+		if w := winners[key(r)]; w == nil || senior(r, w) {
+			winners[key(r)] = r
 		}
 	}
-	return found
+	if len(winners) == len(alive) {
+		return
+	}
+	for _, r := range alive {
+		if w := winners[key(r)]; w != r {
+			found[r.ID] = conflict{reason, r, w}
+		}
+	}
 }
 
 // senior says whether a has the better right to a name or an address.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -20,7 +21,10 @@ import (
 const (
 	probeInterval    = 500 * time.Millisecond
 	suspicionMult    = 6
-	suspicionMaxMult = 2                // without others who confirm
+	suspicionMaxMult = 2 // without others who confirm
+	// gossipNodes is how many nodes get a packet in each gossip interval, if there is news. With memberlist's usual 3 a hundred records a
+	// second are more than reach everybody, and what is lost then are refutations: healthy nodes die.
+	gossipNodes      = 8
 	pushPullInterval = 10 * time.Second // for the records of dead nodes, which no member gossips
 	streamTimeout    = 5 * time.Second  // of a whole TCP exchange, each side
 	dialTimeout      = 2 * time.Second  // of its beginning: a node behind a cut link must not hold the search for the others up
@@ -58,6 +62,7 @@ func (s *Store) openMembers(ctx context.Context) (*memberlist.Memberlist, error)
 	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort
 	c.GossipInterval, c.ProbeInterval, c.ProbeTimeout = claim.GossipInterval, probeInterval, claim.ProbeTimeout
 	c.SuspicionMult, c.SuspicionMaxTimeoutMult = suspicionMult, suspicionMaxMult
+	c.GossipNodes = gossipNodes
 	c.PushPullInterval, c.TCPTimeout = pushPullInterval, streamTimeout
 	c.EnableCompression = false // of what is carried, most is signatures
 	c.Logger = logger
@@ -95,10 +100,11 @@ func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.rumors.take(overhead, limit)
 }
 
+// LocalState is what memberlist does not tell anyway: the records that are not the Meta of a live member, and the fences.
 func (d *delegate) LocalState(bool) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return claim.EncodeState(d.machine.Records(), d.machine.Fences)
+	return claim.EncodeState(slices.DeleteFunc(d.machine.Records(), d.lives.told), d.machine.Fences)
 }
 
 func (d *delegate) MergeRemoteState(b []byte, _ bool) {
@@ -153,6 +159,9 @@ func (d *delegate) event(n *memberlist.Node, apply func(*lives, claim.NodeID, ui
 	d.mu.Lock()
 	d.dirty = true
 	apply(&d.lives, id, epoch, d.now())
+	if l := d.lives.of[id]; l != nil && l.epoch == epoch {
+		l.meta = n.Meta
+	}
 	d.mu.Unlock()
 	d.poke()
 }

@@ -27,12 +27,31 @@ type rumor struct {
 // RetransmitMult.
 const rumorMult = 4
 
+// maxRumors bounds how many there are: where everything is news, as when all nodes start, they cannot be faster than the push/pull
+// that brings it all, and each packet costs a look at each of them.
+const maxRumors = 128
+
 // spread passes a record on, in place of an older one of its node.
 func (r *rumors) spread(rec *claim.Record, nodes int) {
 	if r.of == nil {
 		r.of = map[claim.NodeID]*rumor{}
 	}
+	if r.of[rec.ID] == nil && len(r.of) >= maxRumors {
+		r.dropOldest()
+	}
 	r.of[rec.ID] = &rumor{rec.Raw, rumorMult * int(math.Ceil(math.Log10(float64(nodes+1))))}
+}
+
+// dropOldest forgets the rumor that was sent most often.
+func (r *rumors) dropOldest() {
+	var oldest claim.NodeID
+	least := math.MaxInt
+	for id, one := range r.of {
+		if one.left < least {
+			oldest, least = id, one.left
+		}
+	}
+	delete(r.of, oldest)
 }
 
 // take returns what to send in one packet of limit bytes, with overhead bytes for each message: those that were sent least

@@ -15,7 +15,8 @@ import (
 
 const (
 	tick         = 250 * time.Millisecond // at most this long until a refusal is in the View
-	minPause     = 20 * time.Millisecond  // between two looks
+	minPause     = 20 * time.Millisecond  // between two looks, which cost the more the more nodes there are
+	pauseEach    = 500 * time.Microsecond // is added for each node
 	idleTurn     = time.Second            // at least this often the clock is looked at
 	leaveTimeout = time.Second            // for each of the two messages of a node that goes
 	saveInterval = 30 * time.Second       // of what is merely useful after a restart
@@ -61,7 +62,7 @@ func (s *Store) session(ctx context.Context, update func(View)) (*claim.Rebirth,
 		case <-s.wake:
 		case <-ticker.C:
 		}
-		time.Sleep(last + minPause - s.now()) // news come in bursts
+		time.Sleep(last + s.pause() - s.now()) // news come in bursts
 		now := s.now()
 		if !s.due(now, last) {
 			continue
@@ -81,6 +82,13 @@ func (s *Store) session(ctx context.Context, update func(View)) (*claim.Rebirth,
 			update(v)
 		}
 	}
+}
+
+// pause is how long a look takes effect at the latest after its cause: at 1,000 nodes half a second.
+func (s *Store) pause() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return minPause + time.Duration(len(s.known))*pauseEach
 }
 
 // due says whether there is anything to look at.

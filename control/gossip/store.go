@@ -101,6 +101,8 @@ type Store struct {
 	rumors       rumors
 	refusals     refusals
 	joined       bool // the first attempt to join is over
+	flood        int  // rounds of exchanging everything that are left
+	news         int  // records of others that were new since the last search for missing nodes
 	joinProblems map[netip.AddrPort]joinProblem
 	seedProblems map[string]string
 	kept         []netip.AddrPort          // endpoints from disk
@@ -349,6 +351,7 @@ func (s *Store) take(raw []byte, where string) *claim.Record {
 	}
 	before := s.known[r.ID]
 	if s.machine.Hear(r, s.now()) {
+		s.news++
 		s.dirty, s.unsaved = true, s.unsaved || !sameClaim(before, r)
 		s.poke()
 	}

@@ -78,29 +78,29 @@ func sameView(a, b View) bool {
 }
 
 func (s *Store) peers() []Peer {
-	var alive []*claim.Record
+	records := make([]*claim.Record, 0, len(s.known))
+	alive := make([]*claim.Record, 0, len(s.known))
 	for _, r := range s.known {
 		if r == s.self || s.lives.alive(r) {
 			alive = append(alive, r)
 		}
-	}
-	claims := claim.NewIndex(s.machine.Holdings(maps.Values(s.known)))
-	var peers []Peer
-	for _, r := range s.known {
 		if r != s.self {
-			peers = append(peers, s.peer(r, alive, claims))
+			records = append(records, r)
 		}
 	}
-	slices.SortFunc(peers, func(a, b Peer) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.NodeID, b.NodeID))
-	})
+	slices.SortFunc(records, func(a, b *claim.Record) int { return cmp.Or(cmp.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) })
+	claims := claim.NewIndex(s.machine.Holdings(maps.Values(s.known)))
+	peers := make([]Peer, 0, len(records))
+	for _, r := range records {
+		peers = append(peers, s.peer(r, alive, claims))
+	}
 	return peers
 }
 
 func (s *Store) peer(r *claim.Record, alive []*claim.Record, claims *claim.Index) Peer {
 	p := Peer{
 		Node:   nodeOf(r),
-		NodeID: r.ID.String(), Endpoint: r.Endpoint, TunnelPort: r.TunnelPort, State: Dead,
+		NodeID: s.nameOf(r), Endpoint: r.Endpoint, TunnelPort: r.TunnelPort, State: Dead,
 	}
 	p.Subnet, p.IPv6Subnet = s.pools.Subnets(r)
 	known := s.lives.of[r.ID]
@@ -127,6 +127,17 @@ func (s *Store) peer(r *claim.Record, alive []*claim.Record, claims *claim.Index
 		}
 	}
 	return p
+}
+
+// nameOf returns the text of the record's ID, which a look needs for every node.
+func (s *Store) nameOf(r *claim.Record) string {
+	if l := s.lives.of[r.ID]; l != nil {
+		if l.id == "" {
+			l.id = r.ID.String()
+		}
+		return l.id
+	}
+	return r.ID.String()
 }
 
 // unusable says why a node that is there gets no traffic, "" when it does.
@@ -211,13 +222,19 @@ func (s *Store) refusalProblems(now time.Duration) (found []string) {
 // nodeOf returns what the record says of its node, without subnets.
 func nodeOf(r *claim.Record) control.Node {
 	n := control.Node{Name: r.Name, BackendType: r.Backend, VNI: r.VNI}
-	for _, a := range append([]netip.Addr{r.Endpoint.Addr()}, r.Addrs...) {
-		switch {
-		case a.Is4() && !n.PublicIP.IsValid():
-			n.PublicIP, n.VTEP = a, r.VTEP
-		case a.Is6() && !n.PublicIPv6.IsValid():
-			n.PublicIPv6, n.VTEPv6 = a, r.VTEP
-		}
+	addressOf(&n, r.Endpoint.Addr(), r)
+	for _, a := range r.Addrs {
+		addressOf(&n, a, r)
 	}
 	return n
+}
+
+// addressOf takes an address of the node, the first of each family.
+func addressOf(n *control.Node, a netip.Addr, r *claim.Record) {
+	switch {
+	case a.Is4() && !n.PublicIP.IsValid():
+		n.PublicIP, n.VTEP = a, r.VTEP
+	case a.Is6() && !n.PublicIPv6.IsValid():
+		n.PublicIPv6, n.VTEPv6 = a, r.VTEP
+	}
 }
