@@ -29,6 +29,9 @@ func listenMetrics(d *daemon) (*metricsServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w: choose another --metrics-addr, or none with --metrics-addr ''", err)
 	}
+	if !onLoopback(listener.Addr()) {
+		slog.Warn("metrics are open to whoever reaches the address, without a password: a loopback address keeps them on this node", "address", listener.Addr())
+	}
 	registry := newRegistry(d)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelError)}))
@@ -41,6 +44,12 @@ func listenMetrics(d *daemon) (*metricsServer, error) {
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answerCheck(w, d.ready()) })
 	return &metricsServer{listener, &http.Server{Handler: mux, ReadHeaderTimeout: apiTimeout}}, nil
+}
+
+// onLoopback says whether only this node reaches a listener.
+func onLoopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
 }
 
 // answerCheck says ok, or what is wrong with status 503.

@@ -78,3 +78,16 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 }
+
+func TestMetricsBeyondLoopback(t *testing.T) {
+	for at, want := range map[string]bool{"127.0.0.1:0": true, "[::1]:0": true, "127.9.9.9:0": true, "0.0.0.0:0": false, "[::]:0": false, ":0": false} {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := onLoopback(l.Addr()); got != want {
+			t.Errorf("%s is taken for loopback: %v", at, got)
+		}
+		l.Close()
+	}
+}

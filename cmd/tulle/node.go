@@ -115,7 +115,7 @@ func (o *nodeOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.subnetFile, "subnet-file", "", "flannel's subnet.env, written once the node forwards (default: RUN-DIR/subnet.env)")
 	f.StringVar(&o.cni.confDir, "cni-conf-dir", "", "directory for the CNI configuration, such as /etc/cni/net.d, written once the node forwards; empty for none")
 	f.StringVar(&o.cni.binDir, "cni-bin-dir", "", "directory to copy the CNI plugin into, such as /opt/cni/bin; empty for none")
-	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9470", "address of /metrics, /healthz and /readyz; empty for none")
+	f.StringVar(&o.metricsAddr, "metrics-addr", "127.0.0.1:9470", "address of /metrics, /healthz and /readyz, which have no password: beyond loopback is warned of; empty for none")
 	f.StringVar(&o.underlay, "underlay", underlayUDP, "sockets that carry the tunnel: udp, or packet (whole frames on raw sockets of one Ethernet link)")
 	f.StringVar(&o.device, "device", "tap", "device towards the kernel: tap; tun or water for comparison, which can do less (see cannot in tulle status)")
 	f.StringVar(&o.holder, "holder", holderAuto, "auto: what has to outlive a kill is left with the tulle holder of this --run-dir, when there is one; off: with none")

@@ -8,6 +8,7 @@ package claim
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"net/netip"
@@ -153,9 +154,15 @@ func (c *Claimer) Age(now time.Duration) time.Duration {
 func (c *Claimer) refresh(s Situation) {
 	age := c.Age(s.Now)
 	grown := age - c.Claim.Tenure
-	if c.challenged(s.Others, age) || grown >= 10*time.Second && 2*grown >= age || grown >= time.Hour {
+	if c.challenged(s.Others, age) || grown >= c.firstRetell() && 2*grown >= age || grown >= time.Hour {
 		c.Claim.Tenure = age
 	}
+}
+
+// firstRetell is how old a claim is when it is told again without a reason: 10 to 20 s, on each node another time. Each later time is at
+// twice the age, so that nodes that started together do not tell together, which would be more news at once than reach everybody.
+func (c *Claimer) firstRetell() time.Duration {
+	return 10*time.Second + time.Duration(mix(binary.BigEndian.Uint64(c.ID[:8]))%uint64(10*time.Second))
 }
 
 // tellAgain is by how much a claim must be the older one to be told again. Less than what news need, and two of one age would

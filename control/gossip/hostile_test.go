@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/tulle-net/tulle/control/claim"
+	"github.com/tulle-net/tulle/control/gossip/gate"
 )
 
 // A stranger has the cluster key and speaks memberlist, but says what it likes.
@@ -30,6 +31,7 @@ func (c *cluster) invade(i int, name string, s *stranger) {
 	c.t.Helper()
 	cfg := memberlist.DefaultLANConfig()
 	cfg.Name, cfg.BindAddr, cfg.BindPort, cfg.AdvertisePort = name, c.addr(i).String(), c.port, c.port
+	cfg.EnableCompression = false
 	cfg.SecretKey, cfg.LogOutput, cfg.Delegate = bytes.Repeat([]byte{7}, 32), io.Discard, s
 	cfg.Label = label(claim.Pools{Claimed: claim.Pool{Network: netip.MustParsePrefix("10.244.0.0/16"), Bits: 24}})
 	list, err := memberlist.Create(cfg)
@@ -119,7 +121,7 @@ func TestPacketsOfStrangers(t *testing.T) {
 		{[]byte("plaintext of another program"), refusedNetwork},
 		{append([]byte{244, 5}, "other and so on"...), refusedNetwork},
 		{append(append([]byte{244, byte(len(ours))}, ours...), bytes.Repeat([]byte{1}, 60)...), refusedKey},
-		{append(append([]byte{244, byte(len(ours))}, ours...), 0), refusedKey},
+		{append(append([]byte{244, byte(len(ours))}, ours...), 0), gate.Truncated},
 	} {
 		count := func() refusal {
 			n1.store.mu.Lock()

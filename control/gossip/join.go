@@ -21,8 +21,8 @@ const (
 	rejoinMin, rejoinMax, rejoinEach = 1500 * time.Millisecond, 10 * time.Second, 250 * time.Millisecond
 	// joinsAtOnce bounds the dials of one round: a large network with many dead nodes is not searched through at once.
 	joinsAtOnce = 8
-	// A node that heard more than floodNews new records since it searched last exchanges everything with another one each floodPause, until
-	// it heard of less for floodRounds.
+	// A node that hears of more than floodNews new records a second exchanges everything with another one each floodPause, until it heard of
+	// less for floodRounds.
 	floodNews, floodPause, floodRounds = 32, time.Second, 4
 )
 
@@ -177,12 +177,13 @@ func rejoinPause(live int) time.Duration {
 // exchangeLocked returns a live node to exchange everything with, if there are more news than packets carry in time, as when all nodes
 // start at once: with each such round twice as many nodes know a thing, where packets, which hold three records, would need minutes.
 func (s *Store) exchangeLocked() (at netip.AddrPort, ok bool) {
-	if s.news > floodNews {
+	now := s.now()
+	if passed := max(now-s.counted, floodPause); float64(s.news) > floodNews*passed.Seconds() {
 		s.flood = floodRounds
 	} else if s.flood > 0 {
 		s.flood--
 	}
-	s.news = 0
+	s.news, s.counted = 0, now
 	if s.flood == 0 {
 		return at, false
 	}

@@ -6,15 +6,11 @@ import (
 	"strings"
 )
 
-// A logWriter takes memberlist's log lines: refusals are counted, the rest goes to the store's log.
+// A logWriter takes memberlist's log lines for the store's log.
 type logWriter struct{ store *Store }
 
 func (w *logWriter) Write(line []byte) (int, error) {
 	level, text := parseLog(string(line))
-	if reason, words, ok := refusedIn(text); ok {
-		w.store.refuse(reason, words)
-		level = slog.LevelDebug // whoever can send packets here could fill the log
-	}
 	w.store.config.Log.Log(context.Background(), level, text)
 	return len(line), nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/tulle-net/tulle/control/claim"
+	"github.com/tulle-net/tulle/control/gossip/gate"
 )
 
 // Timing. A dead node is noticed by the first probe that it does not answer (some 500 ms, whoever sends it), and declared
@@ -54,10 +55,11 @@ func (s *Store) openMembers(ctx context.Context) (*memberlist.Memberlist, error)
 		return nil, err
 	}
 	c := memberlist.DefaultLANConfig()
-	s.transport, c.Transport = inner, inner
+	through := gate.Config{Label: label(s.pools), Keys: s.ring, Refused: s.refuse}
+	s.transport = gate.New(inner, through)
+	c.Transport = s.transport
+	c.UDPBufferSize -= through.Overhead()
 	c.Name = claim.MemberName(s.id, s.disk.BootEpoch)
-	c.Label = label(s.pools)
-	c.SecretKey = s.config.Key
 	c.BindAddr, c.BindPort = at.Addr().String(), int(at.Port())
 	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort
 	c.GossipInterval, c.ProbeInterval, c.ProbeTimeout = claim.GossipInterval, probeInterval, claim.ProbeTimeout
@@ -70,7 +72,7 @@ func (s *Store) openMembers(ctx context.Context) (*memberlist.Memberlist, error)
 	c.Delegate, c.Events, c.Alive, c.Ping = d, d, d, d
 	list, err := memberlist.Create(c)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("gossip at %s: %w", at, err), inner.Shutdown())
+		return nil, errors.Join(fmt.Errorf("gossip at %s: %w", at, err), s.transport.Shutdown())
 	}
 	return list, nil
 }

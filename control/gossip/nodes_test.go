@@ -29,8 +29,8 @@ var nodesFlag = flag.String("nodes", "100", "how many nodes TestNodes starts in 
 const (
 	routedWithin = 30 * time.Second
 	updateWithin = 5 * time.Second
-	quietTime    = 20 * time.Second
-	slowTime     = 40 * time.Second
+	quietTime    = 10 * time.Second
+	slowTime     = 30 * time.Second
 )
 
 // TestNodes runs many Stores in one process: the real memberlist and all of this package, over a network in memory, on the fake
@@ -148,7 +148,7 @@ func (c *crowd) config(i int, dir string) Config {
 		Self:    control.Node{Name: fmt.Sprintf("node-%d", i), PublicIP: ip, BackendType: "vxlan", VNI: 1, VTEP: control.VTEPMAC(ip, 1)},
 		Network: netip.MustParsePrefix("10.0.0.0/8"), SubnetLen: 24, SubnetMin: netip.MustParseAddr("10.0.0.0"), SubnetMax: netip.MustParseAddr("10.31.255.0"),
 		TunnelPort: 8472, Join: seeds, Key: bytes.Repeat([]byte{7}, 32), StateDir: fmt.Sprintf("%s/%d", dir, i),
-		Log: slog.New(&deathLog{crowd: c, at: netip.AddrPortFrom(ip, defaultPort)}), listen: c.air.listen,
+		Log: slog.New(&deathLog{crowd: c}), listen: c.air.listen,
 	}
 }
 
@@ -156,7 +156,6 @@ func (c *crowd) config(i int, dir string) Config {
 type deathLog struct {
 	slog.Handler
 	crowd *crowd
-	at    netip.AddrPort
 }
 
 func (l *deathLog) Enabled(context.Context, slog.Level) bool { return true }
@@ -178,9 +177,7 @@ func (l *deathLog) Handle(_ context.Context, r slog.Record) error {
 		}
 	}
 	c.deaths.Add(1)
-	if os.Getenv("DEBUG_DEATHS") != "" {
-		fmt.Println(time.Since(c.began), "by", l.at, "slow", c.air.slow[l.at], r.Message)
-	}
+	fmt.Fprintf(os.Stderr, "%4d nodes, %5.1f s: %s\n", len(c.nodes), time.Since(c.began).Seconds(), r.Message)
 	return nil
 }
 

@@ -1,17 +1,16 @@
 package gossip
 
 import (
-	"fmt"
-	"net/netip"
-	"regexp"
 	"strings"
 	"time"
+
+	"github.com/tulle-net/tulle/control/gossip/gate"
 )
 
-// Reasons to refuse what another node sends, the keys of View.Refused.
+// Reasons to refuse what another node sends, the keys of View.Refused beside those of the gate.
 const (
-	refusedKey       = "key"       // cannot be decrypted, plaintext where encryption is on, or the reverse
-	refusedNetwork   = "network"   // another Network or SubnetLen, or another IPv6 pool
+	refusedKey       = gate.Key
+	refusedNetwork   = gate.Network
 	refusedName      = "name"      // a live node of another identity has the name
 	refusedSignature = "signature" // a record that its node did not sign, or that is none
 	refusedEndpoint  = "endpoint"  // a live node has the public IP, or a member is not where its record says
@@ -21,7 +20,7 @@ const (
 
 // Reasons lists the keys that View.Refused can have.
 func Reasons() []string {
-	return []string{refusedKey, refusedNetwork, refusedName, refusedSignature, refusedEndpoint, refusedCloned, refusedLimit}
+	return append(gate.Reasons(), refusedName, refusedSignature, refusedEndpoint, refusedCloned, refusedLimit)
 }
 
 // refusalShown is how long a refusal stays a problem after it happened last.
@@ -39,50 +38,6 @@ type refusals map[string]refusal
 
 func (r refusals) add(reason, words string, now time.Duration) {
 	r[reason] = refusal{r[reason].count + 1, words, now}
-}
-
-// A logLine says how a line of memberlist's log reads when it tells of a refusal: it is the only place where it does.
-// memberlist v0.7.0; the tests make each happen.
-type logLine struct {
-	part   string
-	reason string
-	words  string
-}
-
-var logLines = []logLine{
-	{"discarding stream with unacceptable label", refusedNetwork, otherNetwork},
-	{"discarding packet with unacceptable label", refusedNetwork, otherNetwork},
-	{"no installed keys could decrypt the message", refusedKey, "it has another cluster key"},
-	{"encryption is configured but remote state is not encrypted", refusedKey, "it sends plaintext: it has no cluster key"},
-	{"remote state is encrypted and encryption is not configured", refusedKey, "it encrypts, and this node has no cluster key"},
-	{"Decrypt packet failed", refusedKey, "its packets cannot be decrypted: it has another cluster key or none"},
-}
-
-const otherNetwork = "it is of another network: its Network or SubnetLen differs, or those of IPv6"
-
-var fromAddr = regexp.MustCompile(`from=(\S+)$`)
-
-// refusedIn returns the refusal that a line of the log tells of.
-func refusedIn(line string) (reason, words string, ok bool) {
-	for _, l := range logLines {
-		if !strings.Contains(line, l.part) {
-			continue
-		}
-		from := "an unknown address"
-		if m := fromAddr.FindStringSubmatch(line); m != nil {
-			from = hostOf(m[1])
-		}
-		return l.reason, fmt.Sprintf("the node at %s: %s", from, l.words), true
-	}
-	return "", "", false
-}
-
-// hostOf drops the port, which is a random one of the connection.
-func hostOf(addr string) string {
-	if ap, err := netip.ParseAddrPort(addr); err == nil {
-		return ap.Addr().Unmap().String()
-	}
-	return addr
 }
 
 // joinFailure says in words why a node could not be joined, and the refusal reason if it is one ("" for a node

@@ -11,11 +11,11 @@
 // that cannot hear each other may confirm overlapping blocks until they can. In a dual-stack network one claim, on an IPv4 block, is enough:
 // the IPv6 block of the same number goes with it.
 //
-// Hygiene: every TCP exchange has a deadline of 5 s on both sides, memberlist takes 128 push/pulls at once and
-// bounds state (20 MiB), decompression (40 MiB) and queues; records are bounded and verified before they count. What this does not
-// give: accepts are not capped per source, so that many slow connections cost a goroutine each for 5 s; the
-// cluster key is shared, so whoever has it can feign a member's death or say what it likes of itself, its tenure included;
-// memberlist's packets carry no protection against replay (a replayed record is old news, a replayed packet at most costs a
+// Hygiene: control/gossip/gate stands between the sockets and memberlist, owns encryption, and refuses what no node sends; each address may
+// have 16 connections and open 10 a second, every TCP exchange has a deadline of 5 s on both sides, memberlist takes 128 push/pulls at once
+// and bounds state (20 MiB) and queues; records are bounded and verified before they count. What this does not give: the
+// cluster key is shared, so whoever has it can feign a member's death or say what it likes of itself, its tenure included; a message that
+// is played again is known for some ten minutes (later a record is old news, and anything else at most costs a
 // refutation); whether a node is behind its public IP is not verified.
 package gossip
 
@@ -36,6 +36,7 @@ import (
 
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/control/claim"
+	"github.com/tulle-net/tulle/control/gossip/gate"
 )
 
 // MaxNodes is how many nodes one keeps track of.
@@ -85,6 +86,7 @@ type Store struct {
 	stop      context.CancelFunc     // of the list's dials
 	transport memberlist.Transport   // of the list
 	diskErr   error                  // of the last write
+	ring      *gate.Keyring          // nil: unencrypted
 
 	wake  chan struct{} // room for one
 	calls chan func()   // for Run, between two turns
@@ -102,7 +104,8 @@ type Store struct {
 	refusals     refusals
 	joined       bool // the first attempt to join is over
 	flood        int  // rounds of exchanging everything that are left
-	news         int  // records of others that were new since the last search for missing nodes
+	news         int  // records of others that were new since counted
+	counted      time.Duration
 	joinProblems map[netip.AddrPort]joinProblem
 	seedProblems map[string]string
 	kept         []netip.AddrPort          // endpoints from disk
@@ -155,11 +158,17 @@ func newStore(c Config) (*Store, error) {
 		return nil, err
 	}
 	machine := claim.NewMachine(claim.NodeID{}, p, 0, claim.Memory{}, 0)
-	return &Store{
+	s := &Store{
 		machine: machine, claimer: &machine.Claimer, known: machine.Known,
 		config: c, pools: p, endpoint: netip.AddrPortFrom(c.Self.Underlay(), uint16(c.BindPort)), started: time.Now(),
 		wake: make(chan struct{}, 1), calls: make(chan func()), refusals: refusals{}, joinProblems: map[netip.AddrPort]joinProblem{}, seedProblems: map[string]string{},
-	}, nil
+	}
+	if c.Key != nil {
+		if s.ring, err = gate.NewKeyring([][]byte{c.Key}); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 func poolsOf(c Config) (claim.Pools, error) {
