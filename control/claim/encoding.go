@@ -183,14 +183,15 @@ func EncodeState(records []*Record, fences Fences) []byte {
 		section = binary.AppendUvarint(section, uint64(len(r.Raw)))
 		section = append(section, r.Raw...)
 	}
-	b := appendSection([]byte{stateVersion}, SectionRecords, section)
+	b := AppendSection([]byte{stateVersion}, SectionRecords, section)
 	if len(fences) > 0 {
-		b = appendSection(b, sectionFences, appendFences(nil, fences))
+		b = AppendSection(b, sectionFences, appendFences(nil, fences))
 	}
 	return b
 }
 
-func appendSection(b []byte, kind byte, content []byte) []byte {
+// AppendSection adds a part to a state. A node skips the kinds that it does not know.
+func AppendSection(b []byte, kind byte, content []byte) []byte {
 	b = binary.AppendUvarint(append(b, kind), uint64(len(content)))
 	return append(b, content...)
 }
@@ -223,6 +224,21 @@ func DecodeState(b []byte) (records [][]byte, fences Fences, err error) {
 		return records, fences, fmt.Errorf("a state that is none: %s", d.bad)
 	}
 	return records, fences, nil
+}
+
+// Section returns the first part of that kind in a state, nil if there is none.
+func Section(state []byte, want byte) []byte {
+	if len(state) == 0 || state[0] != stateVersion {
+		return nil
+	}
+	d := decoder{rest: state[1:]}
+	for len(d.rest) > 0 {
+		kind, content := byte(d.fixed(1)), d.counted()
+		if d.bad == "" && kind == want {
+			return content
+		}
+	}
+	return nil
 }
 
 // counted reads bytes after their length.

@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base32"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -76,6 +77,17 @@ type Record struct {
 }
 
 func (r *Record) Leaving() bool { return r.Flags&FlagLeaving != 0 }
+
+// KeyTag names the newest cluster key that the node has, 0 from a node that does not say. It follows the fields of the first version.
+func (r *Record) KeyTag() uint64 {
+	if len(r.extra) < 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(r.extra)
+}
+
+// SetKeyTag is for a record that is not signed yet.
+func (r *Record) SetKeyTag(tag uint64) { r.extra = binary.BigEndian.AppendUint64(nil, tag) }
 
 // compare orders the records of one node. The bytes come last, so that the order is total and merging
 // converges whatever a broken node signed.

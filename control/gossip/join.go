@@ -59,6 +59,7 @@ func (s *Store) rejoin(ctx context.Context) {
 		s.poke()
 		select {
 		case <-time.After(pause):
+		case <-s.hurry:
 		case <-ctx.Done():
 			return
 		}
@@ -179,7 +180,7 @@ func rejoinPause(live int) time.Duration {
 func (s *Store) exchangeLocked() (at netip.AddrPort, ok bool) {
 	now := s.now()
 	if passed := max(now-s.counted, floodPause); float64(s.news) > floodNews*passed.Seconds() {
-		s.flood = floodRounds
+		s.flood = max(s.flood, floodRounds)
 	} else if s.flood > 0 {
 		s.flood--
 	}

@@ -106,7 +106,11 @@ func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
 func (d *delegate) LocalState(bool) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return claim.EncodeState(slices.DeleteFunc(d.machine.Records(), d.lives.told), d.machine.Fences)
+	state := claim.EncodeState(slices.DeleteFunc(d.machine.Records(), d.lives.told), d.machine.Fences)
+	if d.ring == nil {
+		return state
+	}
+	return claim.AppendSection(state, sectionKeys, d.keys.encode())
 }
 
 func (d *delegate) MergeRemoteState(b []byte, _ bool) {
@@ -118,6 +122,7 @@ func (d *delegate) MergeRemoteState(b []byte, _ bool) {
 		d.take(raw, "a record in another node's state")
 	}
 	d.hearFences(fences)
+	d.hearKeys(b)
 }
 
 // mine says whether a record is of this node's identity.

@@ -45,7 +45,7 @@ func (r refusals) add(reason, words string, now time.Duration) {
 func joinFailure(err error) (reason, words string) {
 	text := err.Error()
 	for _, c := range []struct{ part, reason, words string }{
-		{"no installed keys could decrypt", refusedKey, "the node there has another cluster key"},
+		{"no installed keys could decrypt", refusedKey, "the node there has another cluster key: if keys were rotated while this node was away, tulle keys export on a node there gives the new one for --key-file"},
 		{"encryption is configured but remote state is not encrypted", refusedKey, "the node there has no cluster key, this one has"},
 		{"remote state is encrypted and encryption is not configured", refusedKey, "the node there has a cluster key, this one has none"},
 		{"EOF", "", closedThere}, {"connection reset", "", closedThere}, {"broken pipe", "", closedThere},

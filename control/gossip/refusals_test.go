@@ -219,7 +219,7 @@ func TestSeeds(t *testing.T) {
 
 func TestJoinFailures(t *testing.T) {
 	for text, want := range map[string][2]string{
-		"failed to join x: no installed keys could decrypt the message":        {refusedKey, "the node there has another cluster key"},
+		"failed to join x: no installed keys could decrypt the message":        {refusedKey, "the node there has another cluster key: if keys were rotated while this node was away, tulle keys export on a node there gives the new one for --key-file"},
 		"read tcp 192.0.2.1:1->192.0.2.2:7946: read: connection reset by peer": {"", closedThere},
 		"write tcp 192.0.2.1:1->192.0.2.2:7946: write: broken pipe":            {"", closedThere},
 		"failed to join x: EOF":                                         {"", closedThere},

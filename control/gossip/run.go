@@ -116,6 +116,9 @@ func (s *Store) turn(now time.Duration) error {
 		s.disk.Claims = nil
 		s.save()
 	}
+	if err := s.turnKeys(now); err != nil && s.diskErr == nil {
+		s.diskErr = err
+	}
 	if !s.claimer.Stale(situation) {
 		return nil
 	}

@@ -86,10 +86,13 @@ type Store struct {
 	stop      context.CancelFunc     // of the list's dials
 	transport memberlist.Transport   // of the list
 	diskErr   error                  // of the last write
-	ring      *gate.Keyring          // nil: unencrypted
+	ring      *gate.Keyring          // nil: unencrypted; of keys
+	keysAt    time.Duration          // until when their grace was counted
+	keysSaved time.Duration
 
 	wake  chan struct{} // room for one
 	calls chan func()   // for Run, between two turns
+	hurry chan struct{} // room for one: the search for others goes on at once
 
 	mu           sync.Mutex     // guards what follows; never held while calling memberlist
 	id           claim.NodeID   // written by Run's goroutine only
@@ -97,6 +100,8 @@ type Store struct {
 	machine      *claim.Machine // its claimer is Run's
 	known        claim.Records  // of machine
 	answers      []claim.Answer // to be counted in the next turn
+	keys         keyring        // written by Run's goroutine only
+	heardKeys    []clusterKey   // to be taken in the next turn
 	outbox       []outgoing     // letters to be sent then
 	unsaved      bool           // fences or claims were heard of that are not on disk
 	lives        lives
@@ -122,6 +127,9 @@ func Open(c Config) (*Store, error) {
 		return nil, err
 	}
 	if s.key, err = openIdentity(c.StateDir); err != nil {
+		return nil, err
+	}
+	if err := s.openKeys(); err != nil {
 		return nil, err
 	}
 	if err := s.boot(0); err != nil {
@@ -161,14 +169,26 @@ func newStore(c Config) (*Store, error) {
 	s := &Store{
 		machine: machine, claimer: &machine.Claimer, known: machine.Known,
 		config: c, pools: p, endpoint: netip.AddrPortFrom(c.Self.Underlay(), uint16(c.BindPort)), started: time.Now(),
-		wake: make(chan struct{}, 1), calls: make(chan func()), refusals: refusals{}, joinProblems: map[netip.AddrPort]joinProblem{}, seedProblems: map[string]string{},
-	}
-	if c.Key != nil {
-		if s.ring, err = gate.NewKeyring([][]byte{c.Key}); err != nil {
-			return nil, err
-		}
+		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), calls: make(chan func()), refusals: refusals{}, joinProblems: map[netip.AddrPort]joinProblem{}, seedProblems: map[string]string{},
 	}
 	return s, nil
+}
+
+// openKeys reads the cluster keys.
+func (s *Store) openKeys() error {
+	if s.config.Key == nil {
+		return nil
+	}
+	kept, err := loadKeys(s.config.StateDir)
+	if err != nil {
+		return err
+	}
+	var stale bool
+	if s.keys, stale = newKeyring(kept, s.config.Key); stale {
+		s.config.Log.Warn("gossip: the key file holds a cluster key that was rotated since: the keys in the state directory count; tulle keys export gives the file's new content")
+	}
+	s.ring, err = gate.NewKeyring(s.keys.ring())
+	return err
 }
 
 func poolsOf(c Config) (claim.Pools, error) {
@@ -269,6 +289,9 @@ func (s *Store) renew(flags uint64) error {
 	}
 	if s.pools.Dual() {
 		r.Addrs = []netip.Addr{c.PublicIPv6}
+	}
+	if s.ring != nil {
+		r.SetKeyTag(s.keys.newest().tag())
 	}
 	if err := r.Sign(s.key); err != nil {
 		return fmt.Errorf("gossip: %w", err)
