@@ -5,6 +5,7 @@
 # make e2e-containers  containerd, runc and podman from Debian's packages on two nodes: containers that nothing was done for (root)
 # make test    all tests (root)
 # make sim     10,000 histories of the claim protocol (HISTORIES, SEED); one alone: make sim HISTORIES=1 SEED=n
+# make nodes   10, 100 and 1,000 nodes in one process, on a fake clock (NODES): a table of what they cost; some 40 minutes, 10 GB
 # make cni-cycles   CYCLES (default 10000) containers added and deleted while plugins and daemon are killed (root)
 # make fuzz    every fuzzer for FUZZTIME each (default 30s)
 # make bench   kernel VXLAN, tulle and others in turns, in under 20 minutes, on a machine that does nothing else (root); bench-full
@@ -28,12 +29,13 @@ BASELINE ?=
 HISTORIES ?= 10000
 CYCLES   ?= 10000
 SEED     ?= 1
+NODES    ?= 10,100,1000
 CURVES   := ^Benchmark(FIB|Peers|Lookup)$$
 RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet|TestHolderDies|TestTakeoverGivenUp
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
-.PHONY: build demo chaos e2e-containers sim cni-cycles test fuzz bench bench-full bench-quick performance lint clean need-root
+.PHONY: build demo chaos e2e-containers sim nodes cni-cycles test fuzz bench bench-full bench-quick performance lint clean need-root
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle ./cmd/tulle
@@ -55,11 +57,15 @@ e2e-containers: need-root build
 # process for each command: all of them run without the race detector, and those with the most concurrency with it too.
 test: need-root build
 	$(GO) test -race -count=1 -p 1 -timeout 30m $$($(GO) list ./... | grep -v /cmd/)
+	$(GO) test -count=1 -timeout 10m ./control/gossip -run '^TestNodes$$' -nodes 100
 	$(GO) test -count=1 -timeout 40m ./cmd/...
 	$(GO) test -race -count=1 -timeout 20m -run '^($(RACE_E2E))$$' ./cmd/...
 
 sim:
 	$(GO) test -count=1 -timeout 60m ./control/claim -run '^TestHistories$$' -histories $(HISTORIES) -seed $(SEED)
+
+nodes:
+	$(GO) test -count=1 -timeout 3h ./control/gossip -run '^TestNodes$$' -nodes $(NODES) -v
 
 cni-cycles: need-root
 	$(GO) test -count=1 -timeout 6h -v ./cmd/tulle -run '^TestCNICycles$$' -cycles $(CYCLES)

@@ -36,6 +36,9 @@ const (
 	pathSubnets  = "/v1/subnets"
 	pathForget   = "/v1/forget"
 	pathLeave    = "/v1/leave"
+	pathKeys     = "/v1/keys"
+	pathRotate   = "/v1/keys/rotate"
+	pathExport   = "/v1/keys/export"
 	pathYield    = "/v1/takeover"
 	pathYielded  = "/v1/takeover/ready"
 	pathGoOn     = "/v1/takeover/failed"
@@ -88,6 +91,11 @@ func listenAPI(d *daemon) (*apiServer, error) {
 		answer(func(ctx context.Context) (*blocksReport, error) { return d.forget(ctx, r.FormValue("node")) })(w, r)
 	})
 	mux.HandleFunc("POST "+pathLeave, answer(d.leave))
+	mux.HandleFunc("GET "+pathKeys, answer(d.keys))
+	mux.HandleFunc("GET "+pathExport, answer(d.exportKey))
+	mux.HandleFunc("POST "+pathRotate, func(w http.ResponseWriter, r *http.Request) {
+		answer(func(ctx context.Context) (*keysReport, error) { return d.rotateKeys(ctx, r.FormValue("grace")) })(w, r)
+	})
 	mux.HandleFunc("GET "+pathFlows, d.answerFlows)
 	mux.HandleFunc("GET "+pathTrace, d.answerTrace)
 	mux.HandleFunc("GET "+pathPing, d.answerPing)

@@ -46,7 +46,7 @@ func newRootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%s: %w; see %s --help", cmd.CommandPath(), err, cmd.CommandPath())
 	})
-	root.AddCommand(newNodeCommand(), newHolderCommand(), newStatusCommand(), newPeersCommand(), newSubnetsCommand(), newForgetCommand(), newLeaveCommand(), newRoutesCommand(), newFlowsCommand(), newCaptureCommand(), newTraceCommand(), newPingCommand(),
+	root.AddCommand(newNodeCommand(), newHolderCommand(), newStatusCommand(), newPeersCommand(), newSubnetsCommand(), newForgetCommand(), newLeaveCommand(), newKeysCommand(), newRoutesCommand(), newFlowsCommand(), newCaptureCommand(), newTraceCommand(), newPingCommand(),
 		newConfigCommand(), newKeygenCommand(), newLabCommand(), newBenchCommand(), newVersionCommand())
 	return root
 }

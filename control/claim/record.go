@@ -205,6 +205,16 @@ func OpenRecord(raw []byte) (*Record, error) {
 	return r, nil
 }
 
+// SupersededBy says whether raw, unverified, says that it is an older record of the boot that r is of.
+func SupersededBy(raw []byte, r *Record) bool {
+	if len(raw) < 1+ed25519.PublicKeySize || raw[0] != recordVersion || [ed25519.PublicKeySize]byte(raw[1:]) != r.key {
+		return false
+	}
+	d := decoder{rest: raw[1+ed25519.PublicKeySize:]}
+	epoch, nonce, seq := d.uvarint(), d.fixed(8), d.uvarint()
+	return d.bad == "" && epoch == r.Epoch && nonce == r.Nonce && seq < r.Seq
+}
+
 // signedBytes sets records apart from anything else that a node's key may sign one day.
 func signedBytes(body []byte) []byte { return append([]byte("tulle gossip record\x00"), body...) }
 

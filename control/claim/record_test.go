@@ -91,6 +91,30 @@ func TestRecordRoundTrip(t *testing.T) {
 	})
 }
 
+// TestSuperseded demands that only an older record of the same boot and key is taken for one that need not be verified.
+func TestSuperseded(t *testing.T) {
+	sign := func(key ed25519.PrivateKey, epoch, nonce, seq uint64) *Record {
+		r := &Record{Epoch: epoch, Nonce: nonce, Seq: seq, Name: "n", Endpoint: netip.MustParseAddrPort("192.0.2.1:7946")}
+		if err := r.Sign(key); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	a, b := ed25519.NewKeyFromSeed(make([]byte, 32)), ed25519.NewKeyFromSeed(append(make([]byte, 31), 1))
+	known := sign(a, 3, 7, 5)
+	for i, c := range []struct {
+		raw  []byte
+		want bool
+	}{
+		{sign(a, 3, 7, 4).Raw, true}, {known.Raw, false}, {sign(a, 3, 7, 6).Raw, false}, {sign(a, 2, 7, 4).Raw, false}, {sign(a, 4, 7, 4).Raw, false},
+		{sign(a, 3, 8, 4).Raw, false}, {sign(b, 3, 7, 4).Raw, false}, {nil, false}, {known.Raw[:33], false}, {known.Raw[:36], false},
+	} {
+		if SupersededBy(c.raw, known) != c.want {
+			t.Errorf("%d: want %v", i, c.want)
+		}
+	}
+}
+
 func TestDamagedRecordsAreRefused(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		raw := genRecord(t).Raw

@@ -24,6 +24,7 @@ const (
 	// A node that hears of more than floodNews new records a second exchanges everything with another one each floodPause, until it heard of
 	// less for floodRounds.
 	floodNews, floodPause, floodRounds = 32, time.Second, 4
+	floodEach                          = time.Millisecond // is added for each node, since everything is so much
 )
 
 // parseSeed splits host[:port].
@@ -53,7 +54,7 @@ func (s *Store) rejoin(ctx context.Context) {
 		s.joined, s.dirty = true, true
 		pause := rejoinPause(s.liveLocked())
 		if s.flood > 0 || s.news > floodNews {
-			pause = min(pause, floodPause+rand.N(floodPause/2))
+			pause = min(pause, floodPause+rand.N(floodPause/2)+time.Duration(len(s.known))*floodEach)
 		}
 		s.mu.Unlock()
 		s.poke()
