@@ -67,6 +67,7 @@ type crowd struct {
 	t     *testing.T
 	air   *air
 	began time.Time
+	said  time.Duration // progress, last
 	nodes []*member
 
 	deaths, slowDeaths atomic.Int64 // declared by anybody
@@ -93,8 +94,10 @@ func runCrowd(t *testing.T, n int, dir string) string {
 	var r crowdResult
 	r.n, r.routed = n, c.routed()
 	r.startCPU = c.spent() - cpu
+	c.say("all are routed; CPU %s a node", r.startCPU/time.Duration(n))
 	r.quiet = c.spend(quietTime)
 	r.updated, r.updatedAll = c.update(n / 2)
+	c.say("CPU %s a node in %s; an update reached 99%% after %s", r.quiet.cpu/time.Duration(n), quietTime, r.updated)
 	runtime.GC()
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
@@ -216,7 +219,7 @@ func (l *deathLog) Handle(_ context.Context, r slog.Record) error {
 		}
 	}
 	c.deaths.Add(1)
-	fmt.Fprintf(os.Stderr, "%4d nodes, %5.1f s: %s\n", len(c.nodes), time.Since(c.began).Seconds(), r.Message)
+	c.say("%s", r.Message)
 	return nil
 }
 
@@ -239,11 +242,16 @@ func (c *crowd) routed() time.Duration {
 	return time.Since(c.began)
 }
 
-// progress says each 2 s of simulated time where the run is.
+// progress says once in 2 s of simulated time where the run is.
 func (c *crowd) progress(format string, args ...any) {
-	if at := time.Since(c.began); at%(2*time.Second) < 100*time.Millisecond {
-		fmt.Fprintf(os.Stderr, "%4d nodes, %5.1f s: %s\n", len(c.nodes), at.Seconds(), fmt.Sprintf(format, args...))
+	if at := time.Since(c.began); at-c.said >= 2*time.Second {
+		c.said = at
+		c.say(format, args...)
 	}
+}
+
+func (c *crowd) say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%4d nodes, %5.1f s: %s\n", len(c.nodes), time.Since(c.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // A usage is what all nodes together spent.
