@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tulle-net/tulle/control/claim"
+	"github.com/tulle-net/tulle/control/gossip/gate"
 )
 
 // sectionKeys is the part of a push/pull's state that holds the cluster keys. It goes encrypted with one of them, like all else: a node
@@ -20,6 +21,23 @@ const sectionKeys = 3
 const keyRounds = 8
 
 var errPlain = errors.New("gossip runs without a cluster key: there is nothing to rotate")
+
+// openKeys reads the cluster keys.
+func (s *Store) openKeys() error {
+	if s.config.Key == nil {
+		return nil
+	}
+	kept, err := loadKeys(s.config.StateDir)
+	if err != nil {
+		return err
+	}
+	var stale bool
+	if s.keys, stale = newKeyring(kept, s.config.Key); stale {
+		s.config.Log.Warn("gossip: the key file holds a cluster key that was rotated since: the keys in the state directory count; tulle keys export gives the file's new content")
+	}
+	s.ring, err = gate.NewKeyring(s.keys.ring())
+	return err
+}
 
 // A Key is a cluster key as it is shown.
 type Key struct {

@@ -175,23 +175,6 @@ func newStore(c Config) (*Store, error) {
 	return s, nil
 }
 
-// openKeys reads the cluster keys.
-func (s *Store) openKeys() error {
-	if s.config.Key == nil {
-		return nil
-	}
-	kept, err := loadKeys(s.config.StateDir)
-	if err != nil {
-		return err
-	}
-	var stale bool
-	if s.keys, stale = newKeyring(kept, s.config.Key); stale {
-		s.config.Log.Warn("gossip: the key file holds a cluster key that was rotated since: the keys in the state directory count; tulle keys export gives the file's new content")
-	}
-	s.ring, err = gate.NewKeyring(s.keys.ring())
-	return err
-}
-
 func poolsOf(c Config) (claim.Pools, error) {
 	return claim.NewPools(
 		claim.Pool{Network: c.Network, Bits: c.SubnetLen, Min: c.SubnetMin, Max: c.SubnetMax},
