@@ -5,7 +5,7 @@
 # make e2e-containers  containerd, runc and podman from Debian's packages on two nodes: containers that nothing was done for (root)
 # make test    all tests (root)
 # make sim     10,000 histories of the claim protocol (HISTORIES, SEED); one alone: make sim HISTORIES=1 SEED=n
-# make nodes   10, 100 and 1,000 nodes in one process, on a fake clock (NODES): a table of what they cost; some 40 minutes, 10 GB
+# make nodes   10, 100 and 1,000 nodes in one process, on a fake clock (NODES): a table of what they cost; half an hour, 12 GB
 # make cni-cycles   CYCLES (default 10000) containers added and deleted while plugins and daemon are killed (root)
 # make fuzz    every fuzzer for FUZZTIME each (default 30s)
 # make bench   kernel VXLAN, tulle and others in turns, in under 20 minutes, on a machine that does nothing else (root); bench-full
