@@ -438,3 +438,52 @@ func TestCompaction(t *testing.T) {
 	r = run(t, c)
 	await(t, "the last value", func() bool { return peerAt(r.View(), netip.MustParseAddr("192.0.2.149")) != nil })
 }
+
+// This node's own reservation stays one: it is used, and gets no lease that ends.
+func TestOwnReservation(t *testing.T) {
+	s := startServer(t)
+	etcd, ctx := s.admin(), t.Context()
+	key := prefix + "/subnets/10.5.9.0-24"
+	if _, err := etcd.Put(ctx, key, `{"PublicIP":"192.0.2.1","PublicIPv6":null}`); err != nil {
+		t.Fatal(err)
+	}
+	r := run(t, s.config(1))
+	if got := r.subnet().String(); got != "10.5.9.0/24" {
+		t.Errorf("it has %s", got)
+	}
+	got, err := etcd.Get(ctx, key)
+	if err != nil || got.Kvs[0].Lease != 0 || !strings.Contains(string(got.Kvs[0].Value), "vxlan") {
+		t.Errorf("%+v, %v", got.Kvs, err)
+	}
+}
+
+// A subnet whose lease went is nobody's yet: it may come back. Of two leases for one node the one that went is over.
+func TestGoneIsTaken(t *testing.T) {
+	s := startServer(t)
+	c := s.config(1)
+	store, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(key, ip string) {
+		store.put(store.prefix+key, []byte(fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, ip)), 1, 1)
+	}
+	block := netip.MustParsePrefix("10.5.7.0/24")
+	put("10.5.7.0-24", "192.0.2.7")
+	store.remove("10.5.7.0-24")
+	if !store.taken(block) || len(store.look().Peers) != 1 {
+		t.Error("a subnet is free at once when its lease went")
+	}
+	put("10.5.8.0-24", "192.0.2.7")
+	if store.expire(time.Now()); store.taken(block) || len(store.look().Peers) != 1 {
+		t.Errorf("its node has another one, and still has it: %+v", store.look().Peers)
+	}
+	store.remove("10.5.8.0-24")
+	put("10.5.8.0-25", "192.0.2.9")
+	if store.expire(time.Now()); len(store.look().Peers) != 1 {
+		t.Errorf("another node has a part of it: %+v", store.look().Peers)
+	}
+	if store.expire(time.Now().Add(c.Grace)); len(store.look().Peers) != 1 {
+		t.Error("a lease ended with the grace of another one")
+	}
+}
