@@ -66,14 +66,14 @@ func joinKinds() string {
 
 func (o *nodeOptions) checkStore() error {
 	switch {
+	case o.etcd.endpoints != "" && o.store != storeEtcd:
+		return usageError("--etcd-endpoints with --store %s: choose one of both", o.store)
 	case o.store == storeFile && o.subnet == "":
 		return usageError("--store file: --subnet is missing: give this node's subnet, such as --subnet 10.244.1.0/24")
 	case o.store == storeFile:
 		return nil
 	case o.store == storeEtcd:
 		return o.etcd.check()
-	case o.etcd.endpoints != "":
-		return usageError("--etcd-endpoints with --store %s: choose one of both", o.store)
 	case o.store != storeGossip:
 		return usageError("--store %s: unknown (allowed: gossip, etcd, file)", o.store)
 	case o.keyFile == "" && !o.insecure:
