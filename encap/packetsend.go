@@ -50,14 +50,8 @@ func (u *PacketUnderlay) queueOne(f *packet.Frame, hop *NextHop) {
 
 // queueSuper sends a super-packet whole or cuts it into messages. Segments that are fragments on this path go one by one.
 func (u *PacketUnderlay) queueSuper(f *packet.Frame, hop *NextHop) {
-	if u.tunnel.takes(f) {
-		if u.count > 0 {
-			u.flush() // of the flow too: they stay in order
-		}
-		if u.tunnel.send(f, u.SourcePort(f)) {
-			return
-		}
-		u.fallbacks.Add(1)
+	if u.tunnel.trySend(f, u.SourcePort(f), u.flush, &u.fallbacks) {
+		return
 	}
 	cut := packet.NewSegmenter(f)
 	size := cut.HeaderLen() + int(f.VNet.GSOSize) // of each datagram but the last

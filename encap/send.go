@@ -51,14 +51,8 @@ func (u *Underlay) queue(f *packet.Frame) {
 		s.add(f, 1, d.size)
 		return
 	}
-	if u.tunnel.takes(f) {
-		if s.count > 0 {
-			u.flush(s) // of the flow too: they stay in order
-		}
-		if u.tunnel.send(f, s.port) {
-			return
-		}
-		u.fallbacks.Add(1)
+	if u.tunnel.trySend(f, s.port, func() { u.flush(s) }, &u.fallbacks) {
+		return
 	}
 	cut := packet.NewSegmenter(f)
 	d.header = cut.HeaderLen()

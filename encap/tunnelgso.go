@@ -61,17 +61,31 @@ func (s *tunnelSender) load() {
 	}
 }
 
-// takes reports whether a super-packet may leave whole: the kernel then cuts it into what would have been sent.
-func (s *tunnelSender) takes(f *packet.Frame) bool {
-	hop, ok := s.hops[f.Remote.Addr().Unmap()]
+// trySend sends a super-packet whole if it may leave so, behind what flush sends, which is of its flow too, and reports whether it left. What
+// the kernel refuses counts as a fallback.
+func (s *tunnelSender) trySend(f *packet.Frame, port uint16, flush func(), fallbacks *atomic.Uint64) bool {
+	hop, ok := s.takes(f)
+	if !ok {
+		return false
+	}
+	flush()
+	if s.send(f, &hop, port) {
+		return true
+	}
+	fallbacks.Add(1)
+	return false
+}
+
+// takes reports whether a super-packet may leave whole, and where to: the kernel then cuts it into what would have been sent.
+func (s *tunnelSender) takes(f *packet.Frame) (hop NextHop, ok bool) {
+	hop, ok = s.hops[f.Remote.Addr().Unmap()]
 	segment := f.Payload - f.Start() + int(f.VNet.GSOSize)
-	return ok && s.works.Load() && f.VNet.NeedsCsum() && f.Len() <= s.family.maxPayload && s.family.ipLen+outerUDPLen+segment <= hop.MTU
+	return hop, ok && s.works.Load() && f.VNet.NeedsCsum() && f.Len() <= s.family.maxPayload && s.family.ipLen+outerUDPLen+segment <= hop.MTU
 }
 
 // send sends a super-packet that it takes, from the port, and reports whether it left.
-func (s *tunnelSender) send(f *packet.Frame, port uint16) bool {
-	hop := s.hops[f.Remote.Addr().Unmap()]
-	header := s.putHeaders(f, &hop, port)
+func (s *tunnelSender) send(f *packet.Frame, hop *NextHop, port uint16) bool {
+	header := s.putHeaders(f, hop, port)
 	for i, b := range [...][]byte{header, f.Bytes()} {
 		s.iovecs[i].Base = &b[0]
 		s.iovecs[i].SetLen(len(b))

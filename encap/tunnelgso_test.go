@@ -262,7 +262,8 @@ func TestTunnelGSOFallback(t *testing.T) {
 		before := u.Fallbacks()
 		out := packet.NewBatch(1 << 20)
 		f := randomSuper(t, out, w.addr(1), 0, total)
-		if u.tunnel.load(); u.tunnel.takes(f) != takes {
+		u.tunnel.load()
+		if _, ok := u.tunnel.takes(f); ok != takes {
 			t.Errorf("takes %d bytes: %v, want %v", f.Len(), !takes, takes)
 		}
 		checkTunnelled(t, w, u, out, fd)

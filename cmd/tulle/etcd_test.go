@@ -37,10 +37,7 @@ func (e *etcdServer) url() string { return "http://" + e.node.PublicIP.String() 
 
 func (e *etcdServer) start() {
 	e.t.Helper()
-	peer := "http://127.0.0.1:2380"
-	e.process = exec.Command(e.path, "--name", "one", "--data-dir", e.data, "--listen-client-urls", e.url(), "--advertise-client-urls", e.url(),
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "one="+peer,
-		"--initial-cluster-token", fmt.Sprint(time.Now().UnixNano()), "--unsafe-no-fsync", "--log-level", "error")
+	e.process = exec.Command(e.path, need.EtcdArgs(e.data, e.url(), "http://127.0.0.1:2380")...)
 	e.process.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in(e.t, e.node, e.process.Start)
 	for range 500 {

@@ -182,25 +182,10 @@ func awaitRotation(ctx context.Context, progress io.Writer, runDir string, r *ke
 }
 
 func newExportCommand() *cobra.Command {
-	var runDir, output string
-	cmd := &cobra.Command{
-		Use: "export", Short: "Print the cluster key that is used, as a key file has it: it is a secret", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return usageError("tulle keys export: -o %s: unknown format (allowed: table, json)", output)
-			}
-			k, err := ask[*exportedKey](cmd.Context(), runDir, pathExport)
-			if err != nil {
-				return fmt.Errorf("tulle keys export: %w", err)
-			}
-			if output == "json" {
-				return writeJSON(cmd.OutOrStdout(), k)
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), k.Key)
-			return err
-		},
-	}
-	cmd.Flags().StringVar(&runDir, "run-dir", defaultRunDir, "the daemon's run directory")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "format: table or json")
+	cmd := readingCommand("keys export", "Print the cluster key that is used, as a key file has it: it is a secret", pathExport, func(out io.Writer, k *exportedKey) error {
+		_, err := fmt.Fprintln(out, k.Key)
+		return err
+	})
+	cmd.Use = "export"
 	return cmd
 }

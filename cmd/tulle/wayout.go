@@ -113,9 +113,13 @@ func (w *wayOut) take(h control.Hops) error {
 // run keeps the TAP for super-packets until ctx ends: somebody may remove it. What the kernel's side of it has to be is the
 // reconciler's.
 func (w *wayOut) run(ctx context.Context) error {
+	if w.tunnel == nil {
+		<-ctx.Done()
+		return nil
+	}
 	ticker := time.NewTicker(tunnelRetry)
 	defer ticker.Stop()
-	for w.tunnel != nil {
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -125,8 +129,6 @@ func (w *wayOut) run(ctx context.Context) error {
 			slog.Warn("the TAP for super-packets was removed by somebody else; making it again", "link", tunnelName, "error", err)
 		}
 	}
-	<-ctx.Done()
-	return nil
 }
 
 func (w *wayOut) close() error {

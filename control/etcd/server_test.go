@@ -3,7 +3,6 @@ package etcd
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -80,9 +79,7 @@ func (s *server) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	args := append([]string{"--name", "one", "--data-dir", filepath.Join(s.dir, "data"), "--listen-client-urls", s.client, "--advertise-client-urls", s.client,
-		"--listen-peer-urls", s.peer, "--initial-advertise-peer-urls", s.peer, "--initial-cluster", "one=" + s.peer,
-		"--initial-cluster-token", fmt.Sprint(time.Now().UnixNano()), "--unsafe-no-fsync", "--log-level", "error"}, s.args...)
+	args := append(need.EtcdArgs(filepath.Join(s.dir, "data"), s.client, s.peer), s.args...)
 	s.process = exec.Command(path, args...)
 	s.process.Stdout, s.process.Stderr = &s.log, &s.log
 	s.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

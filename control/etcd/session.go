@@ -11,8 +11,10 @@ import (
 	"github.com/tulle-net/tulle/control"
 )
 
-// tick is how often times that have come are looked at.
-const tick = 200 * time.Millisecond
+const (
+	tick   = 200 * time.Millisecond // between two looks whether a time has come
+	resync = 5 * time.Minute        // between two looks at everything
+)
 
 // session lists everything, makes sure of the own lease, and follows what changes. It returns nil when everything is to be listed again.
 func (s *Store) session(ctx context.Context, update func(control.View)) (err error) {
@@ -44,7 +46,7 @@ func (s *Store) follow(ctx context.Context, revision int64, update func(control.
 	ticker, probe := time.NewTicker(tick), time.NewTicker(s.config.Probe)
 	defer ticker.Stop()
 	defer probe.Stop()
-	for until := time.Now().Add(s.config.Resync); time.Now().Before(until); {
+	for until := time.Now().Add(resync); time.Now().Before(until); {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -71,6 +73,9 @@ func (s *Store) follow(ctx context.Context, revision int64, update func(control.
 		case <-ticker.C:
 			if err := s.renew(ctx); err != nil {
 				return err
+			}
+			if len(s.gone) == 0 {
+				continue // nothing ends by itself
 			}
 		}
 		s.expire(time.Now())

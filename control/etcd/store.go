@@ -33,7 +33,6 @@ const (
 	DefaultTTL    = 24 * time.Hour // as flannel's
 	DefaultMargin = time.Hour
 	defaultGrace  = time.Minute
-	defaultResync = 5 * time.Minute
 	defaultProbe  = 2 * time.Second
 
 	leastRetry = 200 * time.Millisecond
@@ -51,7 +50,6 @@ type Config struct {
 	// Grace is how long a peer stays whose lease went, counted from when etcd said so.
 	Grace    time.Duration
 	Probe    time.Duration // between two questions whether etcd answers, and is still the same
-	Resync   time.Duration // between two looks at everything
 	StateDir string
 	Reserved func() []netip.Prefix // subnets that nobody may choose: those of static peers; may be nil
 	Log      *slog.Logger          // nil: slog.Default
@@ -106,8 +104,7 @@ func Open(c Config) (*Store, error) {
 // complete fills in defaults, and says what does not fit.
 func (c *Config) complete() error {
 	c.Log = cmp.Or(c.Log, slog.Default())
-	c.TTL, c.Grace, c.Resync = cmp.Or(c.TTL, DefaultTTL), cmp.Or(c.Grace, defaultGrace), cmp.Or(c.Resync, defaultResync)
-	c.Probe = cmp.Or(c.Probe, defaultProbe)
+	c.TTL, c.Grace, c.Probe = cmp.Or(c.TTL, DefaultTTL), cmp.Or(c.Grace, defaultGrace), cmp.Or(c.Probe, defaultProbe)
 	c.Margin = cmp.Or(c.Margin, min(DefaultMargin, c.TTL/2))
 	switch {
 	case !c.Pool.Network.IsValid():
@@ -138,13 +135,11 @@ func (s *Store) Run(ctx context.Context, update func(control.View)) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil {
-			err = s.config.Server.explain(err)
-		}
 		if err == nil {
 			retry = leastRetry
 			continue // it is time to look at everything again
 		}
+		err = s.config.Server.explain(err)
 		if s.trouble == nil || s.trouble.Error() != err.Error() {
 			s.config.Log.Warn("etcd: what it said last stays", "error", err)
 		}

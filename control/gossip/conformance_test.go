@@ -10,15 +10,12 @@ import (
 // A network is nodes of one cluster.
 type network struct {
 	*cluster
-	dirs map[int]string
+	storetest.Dirs
 }
 
 func (n *network) Open(t *testing.T, i int) control.Store {
 	c := n.config(i)
-	if n.dirs[i] == "" {
-		n.dirs[i] = c.StateDir
-	}
-	c.StateDir = n.dirs[i]
+	c.StateDir = n.Of(t, i)
 	s, err := Open(c)
 	if err != nil {
 		t.Fatal(err)
@@ -27,5 +24,5 @@ func (n *network) Open(t *testing.T, i int) control.Store {
 }
 
 func TestConformance(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) storetest.Network { return &network{newCluster(t), map[int]string{}} })
+	storetest.Run(t, func(t *testing.T) storetest.Network { return &network{newCluster(t), storetest.Dirs{}} })
 }

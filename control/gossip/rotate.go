@@ -64,9 +64,8 @@ func (s *Store) Keys() ([]Key, error) {
 		if k.Old {
 			k.Left = max(0, s.keys.keys[used].Grace-c.Retired)
 		}
-		if k.Without = s.withoutKey(c.tag()); true {
-			k.With = s.liveLocked() + 1 - len(k.Without)
-		}
+		k.Without = s.withoutKey(c.tag())
+		k.With = s.liveLocked() + 1 - len(k.Without)
 		all = append(all, k)
 	}
 	return all, nil

@@ -20,6 +20,17 @@ type Network interface {
 	Open(t *testing.T, i int) control.Store
 }
 
+// Dirs are the state directories of nodes, made when they are asked for first.
+type Dirs map[int]string
+
+// Of returns node i's.
+func (d Dirs) Of(t *testing.T, i int) string {
+	if d[i] == "" {
+		d[i] = t.TempDir()
+	}
+	return d[i]
+}
+
 // Run runs the suite, each test in a network of its own.
 func Run(t *testing.T, network func(*testing.T) Network) {
 	for name, test := range map[string]func(*testing.T, Network){
