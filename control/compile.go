@@ -105,6 +105,8 @@ func (c *compiler) accept(i int, h namedHalf) {
 		MTU:      c.state.Limits[i],
 		Probe:    TunnelAddr(h.subnet),
 	}
+	_, onLink := c.state.OnLink[h.public]
+	p.Native = onLink && c.state.Direct
 	if measured, ok := c.state.PathMTU[h.public]; ok {
 		p.MTU = min(p.MTU, measured)
 	}

@@ -28,14 +28,16 @@ const (
 // and the engine. Without a subnet nothing leads to the TAP.
 type Kernel struct {
 	TAP   string
-	State State // Peers do not matter
+	State State // Peers do not matter, Natives do
 	// L3 says that the device is a TUN: it has no MAC and no neighbours, and nothing is routed via an address on it.
 	L3 bool
 	// GSOMaxSegs bounds the segments of a super-packet that the kernel may hand to the device; 0 leaves the bound as it is.
 	GSOMaxSegs uint32
 	Tunnel     Tunnel
-	Pods       []Pod
-	Mode       netfilter.Mode
+	// Underlay is the link over which packets of on-link peers may come as they are; "" lets whatever comes by any link in.
+	Underlay string
+	Pods     []Pod
+	Mode     netfilter.Mode
 	// NoNetfilter leaves the kernel's netfilter alone, where there is none.
 	NoNetfilter bool
 }
@@ -131,7 +133,8 @@ func (k Kernel) applyNetfilter(netlink.Link) (changed bool, err error) {
 	if k.NoNetfilter {
 		return false, nil
 	}
-	c := netfilter.Config{Mode: k.Mode, TAP: k.TAP, Networks: k.State.networks(), Subnets: [2]netip.Prefix{k.State.Self.Subnet, k.State.Self.IPv6Subnet}}
+	c := netfilter.Config{Mode: k.Mode, TAP: k.TAP, Networks: k.State.networks(), Subnets: [2]netip.Prefix{k.State.Self.Subnet, k.State.Self.IPv6Subnet},
+		Underlay: k.Underlay, Natives: k.admitted()}
 	for _, p := range k.Pods {
 		c.Ports = append(c.Ports, p.Ports...)
 	}

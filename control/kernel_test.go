@@ -45,8 +45,8 @@ func TestApply(t *testing.T) {
 	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedRoute)
 	apply(t, k)
 	routes, err := ownedRoutes()
-	if err != nil || len(routes) != 2 {
-		t.Fatalf("%d routes of ours, %v, want 2", len(routes), err)
+	if err != nil || len(routes) != 3 {
+		t.Fatalf("%d routes of ours, %v, want 3", len(routes), err)
 	}
 	must := func(err error) {
 		t.Helper()
@@ -91,8 +91,8 @@ func TestApplyTUN(t *testing.T) {
 	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedRoute)
 	apply(t, k)
 	routes, err := ownedRoutes()
-	if err != nil || len(routes) != 4 {
-		t.Fatalf("%d routes of ours, %v, want 4", len(routes), err)
+	if err != nil || len(routes) != 6 {
+		t.Fatalf("%d routes of ours, %v, want 6", len(routes), err)
 	}
 	for _, r := range routes {
 		if r.Gw != nil {
@@ -215,19 +215,19 @@ func TestApplyFamilies(t *testing.T) {
 			t.Errorf("routes, IPv4 and IPv6 addresses, neighbours: %v, want %v", got, want)
 		}
 	}
-	check(v4, 2, 1, 0, 0)
+	check(v4, 3, 1, 0, 0)
 	if b, err := os.ReadFile("/proc/sys/net/ipv6/conf/tulle-t0/disable_ipv6"); string(b) != "1\n" {
 		t.Errorf("disable_ipv6 is %q (%v) without an IPv6 network", b, err)
 	}
 	if b, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/forwarding"); string(b) != "0\n" {
 		t.Errorf("IPv6 forwarding is %q (%v) without an IPv6 network", b, err)
 	}
-	check(v4.with6("fd00:244:0:1::/64", false), 5, 1, 1, 1)
-	check(v4.with6("fd00:244:0:2::/64", false), 5, 1, 1, 1)
+	check(v4.with6("fd00:244:0:1::/64", false), 6, 1, 1, 1)
+	check(v4.with6("fd00:244:0:2::/64", false), 6, 1, 1, 1)
 	check(v4.with6("fd00:244:0:2::/64", true), 3, 0, 1, 1)
 	check(kernelUnderTest("").with6("", true), 0, 0, 0, 0)
-	check(v4.with6("fd00:244:0:2::/64", false), 5, 1, 1, 1)
-	check(v4, 2, 1, 0, 0)
+	check(v4.with6("fd00:244:0:2::/64", false), 6, 1, 1, 1)
+	check(v4, 3, 1, 0, 0)
 	if err := v4.with6("fd00:244:0:2::/64", false).Remove(); err != nil {
 		t.Error(err)
 	}
@@ -275,8 +275,8 @@ func TestApplySubnetChange(t *testing.T) {
 	apply(t, kernelUnderTest("10.244.1.0/24"), ChangedSysctl, ChangedLink, ChangedAddress, ChangedRoute)
 	apply(t, kernelUnderTest("10.244.7.0/24"), ChangedAddress, ChangedRoute)
 	routes, err := ownedRoutes()
-	if err != nil || len(routes) != 2 {
-		t.Fatalf("%d routes of ours, %v, want 2", len(routes), err)
+	if err != nil || len(routes) != 3 {
+		t.Fatalf("%d routes of ours, %v, want 3", len(routes), err)
 	}
 	for _, r := range routes {
 		if r.Type == unix.RTN_UNREACHABLE && r.Dst.String() != "10.244.7.0/24" {

@@ -128,6 +128,7 @@ func (k Kernel) routes(tapIndex int) (routes []netlink.Route) {
 	for _, f := range k.families() {
 		if f.subnet.IsValid() {
 			routes = append(routes, f.routes(tapIndex, k.L3)...)
+			routes = append(routes, k.nativeRoutes(f)...)
 		}
 	}
 	return routes
@@ -154,16 +155,14 @@ func (f kernelFamily) routes(tapIndex int, l3 bool) []netlink.Route {
 		Priority: math.MaxInt32, // the worst that the library can express on every machine
 		Protocol: routeProtocol,
 	}
+	// What peers answer to the engine may come without encapsulation. And without it the kernel takes no IPv6 gateway that is inside the
+	// prefix of another link, such as the pods' bridge, "onlink" or not (Linux 6.18, ip6_route_check_nh_onlink).
+	gateway := netlink.Route{Dst: ipNet(hostPrefix(engine)), Type: unix.RTN_UNICAST, LinkIndex: tapIndex, Protocol: routeProtocol}
 	if f.number == netlink.FAMILY_V4 {
-		return []netlink.Route{network, absent}
+		gateway.Scope = netlink.SCOPE_LINK
+	} else {
+		network.Priority, gateway.Priority = defaultMetric6, defaultMetric6
 	}
-	network.Priority = defaultMetric6
-	if l3 {
-		return []netlink.Route{network, absent}
-	}
-	// Without it the kernel takes no gateway that is inside the prefix of another link, such as the pods' bridge, "onlink" or
-	// not (Linux 6.18, ip6_route_check_nh_onlink).
-	gateway := netlink.Route{Dst: ipNet(hostPrefix(engine)), Type: unix.RTN_UNICAST, LinkIndex: tapIndex, Priority: defaultMetric6, Protocol: routeProtocol}
 	return []netlink.Route{gateway, network, absent}
 }
 

@@ -35,11 +35,12 @@ type NextHop struct {
 type Hops struct {
 	Link     int // index; 0 while there is no such link
 	Next     map[netip.Addr]NextHop
-	Problems []string // one for each address that has no next hop, and those of the link
+	OnLink   map[netip.Addr]tables.MAC // of those that are neighbours themselves; one that does not answer now keeps its last MAC
+	Problems []string                  // one for each address that has no next hop, and those of the link
 }
 
 func (h Hops) equal(o Hops) bool {
-	return h.Link == o.Link && maps.Equal(h.Next, o.Next) && slices.Equal(h.Problems, o.Problems)
+	return h.Link == o.Link && maps.Equal(h.Next, o.Next) && maps.Equal(h.OnLink, o.OnLink) && slices.Equal(h.Problems, o.Problems)
 }
 
 // A Resolver finds the next hops of outer addresses, for an underlay that sends whole frames: the kernel's routes say which
@@ -139,7 +140,7 @@ func (r *Resolver) pass() {
 	r.mu.Lock()
 	want, before := r.want, r.current
 	r.mu.Unlock()
-	hops := r.resolve(want)
+	hops := r.resolve(want, before.OnLink)
 	if r.applied && hops.equal(before) {
 		return
 	}
@@ -157,9 +158,9 @@ func (r *Resolver) pass() {
 	}
 }
 
-// resolve looks at link, routes and neighbours, and asks the kernel for neighbours that are missing.
-func (r *Resolver) resolve(want []netip.Addr) Hops {
-	hops := Hops{Next: map[netip.Addr]NextHop{}}
+// resolve looks at link, routes and neighbours, and asks the kernel for neighbours that are missing. onLink is what it found before.
+func (r *Resolver) resolve(want []netip.Addr, onLink map[netip.Addr]tables.MAC) Hops {
+	hops := Hops{Next: map[netip.Addr]NextHop{}, OnLink: map[netip.Addr]tables.MAC{}}
 	link, err := netlink.LinkByName(r.link)
 	if err == nil && link.Attrs().Flags&net.FlagUp == 0 {
 		err = errors.New("it is down")
@@ -177,12 +178,18 @@ func (r *Resolver) resolve(want []netip.Addr) Hops {
 	}
 	used := map[neighbour]bool{}
 	for _, addr := range want {
-		hop, err := r.resolveOne(link, addr, known, used)
+		hop, gateway, err := r.resolveOne(link, addr, known, used)
+		if mac, ok := onLink[addr]; ok && err != nil && gateway == addr {
+			hops.OnLink[addr] = mac
+		}
 		if err != nil {
 			hops.Problems = append(hops.Problems, fmt.Sprintf("underlay address %s: %v", addr, err))
 			continue
 		}
 		hops.Next[addr] = hop
+		if gateway == addr {
+			hops.OnLink[addr] = hop.MAC
+		}
 	}
 	r.release(used)
 	return hops
@@ -205,15 +212,15 @@ func neighboursOf(link int) (map[netip.Addr]netlink.Neigh, error) {
 	return known, nil
 }
 
-// resolveOne finds the next hop of one address. It adds to used the neighbour that it depends on.
-func (r *Resolver) resolveOne(link netlink.Link, addr netip.Addr, known map[netip.Addr]netlink.Neigh, used map[neighbour]bool) (NextHop, error) {
+// resolveOne finds the next hop of one address, and which neighbour that is, known or not. It adds to used the neighbour that it depends on.
+func (r *Resolver) resolveOne(link netlink.Link, addr netip.Addr, known map[netip.Addr]netlink.Neigh, used map[neighbour]bool) (NextHop, netip.Addr, error) {
 	route, err := r.routeTo(addr)
 	if err != nil {
-		return NextHop{}, err
+		return NextHop{}, netip.Addr{}, err
 	}
 	attrs := link.Attrs()
 	if route.LinkIndex != attrs.Index {
-		return NextHop{}, fmt.Errorf("its route leads to link %s and not to %s, the only one that a raw underlay uses: set the route, --iface, or --underlay udp", linkName(route.LinkIndex), r.link)
+		return NextHop{}, netip.Addr{}, fmt.Errorf("its route leads to link %s and not to %s, the only one that a raw underlay uses: set the route, --iface, or --underlay udp", linkName(route.LinkIndex), r.link)
 	}
 	via := neighbour{attrs.Index, gatewayOf(route, addr)}
 	used[via] = true
@@ -222,11 +229,11 @@ func (r *Resolver) resolveOne(link netlink.Link, addr netip.Addr, known map[neti
 		r.keep(via, n, ok)
 	}
 	if !ok || n.State&usableStates == 0 || len(n.HardwareAddr) != 6 {
-		return NextHop{}, fmt.Errorf("neighbour %s on %s has not answered yet", via.addr, r.link)
+		return NextHop{}, via.addr, fmt.Errorf("neighbour %s on %s has not answered yet", via.addr, r.link)
 	}
 	hop := NextHop{MAC: tables.MAC(n.HardwareAddr), MTU: min(cmp.Or(route.MTU, attrs.MTU), attrs.MTU)}
 	copy(hop.Source[:], attrs.HardwareAddr)
-	return hop, nil
+	return hop, via.addr, nil
 }
 
 // usableStates are those of a neighbour whose MAC the kernel itself would send to.

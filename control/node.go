@@ -71,17 +71,21 @@ type State struct {
 	// PathMTU is the largest inner IP packet in bytes that goes to an outer address now, as measured; absent: unknown. What is
 	// measured next goes into a new map.
 	PathMTU map[netip.Addr]int
+	// OnLink has the MACs of outer addresses that are neighbours on the underlay's link. Who is found next goes into a new map.
+	OnLink  map[netip.Addr]tables.MAC
+	Direct  bool // packets to peers on link leave without encapsulation, by the kernel's routes
 	Peers   []Node
+	Natives []Native // what OnLink makes of those of Peers that have routes
 }
 
 // Equal says whether both states lead to the same tables and the same kernel state.
 func (s State) Equal(o State) bool {
-	return s.sameKernel(o) && s.Port == o.Port && slices.Equal(s.Peers, o.Peers) && maps.Equal(s.PathMTU, o.PathMTU)
+	return s.sameKernel(o) && s.Port == o.Port && slices.Equal(s.Peers, o.Peers) && maps.Equal(s.PathMTU, o.PathMTU) && maps.Equal(s.OnLink, o.OnLink)
 }
 
 // sameKernel says whether both states lead to the same kernel state.
 func (s State) sameKernel(o State) bool {
-	return s.Self == o.Self && s.Network == o.Network && s.IPv6Network == o.IPv6Network && s.MTU == o.MTU
+	return s.Self == o.Self && s.Network == o.Network && s.IPv6Network == o.IPv6Network && s.MTU == o.MTU && s.Direct == o.Direct && slices.Equal(s.Natives, o.Natives)
 }
 
 // networks returns the networks of the node's halves, in their order.

@@ -32,7 +32,7 @@ var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // forwardOut looks up flow and route. The flow is remembered only when the packet goes on.
 func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
-	known, v := w.lookup(f)
+	known, v := w.lookup(set, f, TAP)
 	if v != packet.None {
 		return v
 	}
@@ -42,7 +42,7 @@ func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
 	case route == nil:
 		return w.complain(set, f, packet.DropNoRoute, 0)
 	case route.Kind == tables.Reject && isEngine(set, f.Dst):
-		return w.toEngine(set, nil, f)
+		return w.toEngine(set, set.Owner(f.Src), f) // a peer's, if it came without encapsulation
 	case route.Kind == tables.Reject:
 		return w.complain(set, f, packet.DropReject, 0)
 	case route.Kind == tables.ToPeer:
@@ -178,7 +178,7 @@ func (w *worker) forwardIn(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if v := w.hop(set, f); v != packet.None {
 		return v
 	}
-	known, v := w.lookup(f)
+	known, v := w.lookup(set, f, Underlay)
 	if v != packet.None {
 		return v
 	}

@@ -161,7 +161,7 @@ func (b *background) wait(ctx context.Context) error {
 
 // kernel is the node's kernel side in a state.
 func (c *daemonConfig) kernel(s control.State) control.Kernel {
-	k := control.Kernel{TAP: tapName, State: s, L3: c.device.L3(), Mode: c.mode, NoNetfilter: c.noNetfilter}
+	k := control.Kernel{TAP: tapName, State: s, L3: c.device.L3(), Mode: c.mode, NoNetfilter: c.noNetfilter, Underlay: c.link.Name}
 	if c.tunnelGSO != tunnelGSOOff && !c.plainUDP() {
 		k.Tunnel = c.tunnel()
 	}
@@ -174,7 +174,7 @@ func (c *daemonConfig) kernel(s control.State) control.Kernel {
 // prepare wires the stores to tables and kernel state, and publishes what is known without gossip.
 func (d *daemon) prepare(peers []control.Node) {
 	c := d.config
-	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu, Limits: c.limits}
+	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu, Limits: c.limits, Direct: c.conf.Backend.VXLAN.DirectRouting}
 	idle := base
 	idle.Self.Subnet, idle.Self.IPv6Subnet = netip.Prefix{}, netip.Prefix{}
 	d.reconciler = control.NewReconciler(c.kernel(idle), d.reached)
@@ -187,15 +187,9 @@ func (d *daemon) prepare(peers []control.Node) {
 		d.network.base = idle
 		held.adoptState(func(state json.RawMessage) error { return d.network.inherit(state, c.self.Subnet, c.self.IPv6Subnet) })
 	}
+	d.forwarder.wayOut.onLink = d.network.setOnLink
 	d.network.setFile(d.file.View())
-	d.lookAhead()
-}
-
-// lookAhead finds the next hops that the kernel knows, before the first packet asks for one.
-func (d *daemon) lookAhead() {
-	if w := d.forwarder.wayOut; w != nil {
-		w.resolver.Look()
-	}
+	d.forwarder.wayOut.resolver.Look() // what the kernel knows, before the first packet asks
 }
 
 // openStore opens the store beside the file, if there is one.
@@ -253,9 +247,7 @@ func (d *daemon) serve(ctx context.Context, forwarding *background) error {
 	parts := []func(context.Context) error{
 		forwarding.wait, d.forwarder.sweep, func(ctx context.Context) error { return d.forwarder.prober.run(ctx, d.network.setPathMTU) },
 		d.reconciler.Run, api.run, metrics.run, d.pods.run, d.forwarder.held.run, d.network.forget,
-	}
-	if w := d.forwarder.wayOut; w != nil {
-		parts = append(parts, w.resolver.Run, w.run)
+		d.forwarder.wayOut.resolver.Run, d.forwarder.wayOut.run,
 	}
 	if d.store != nil {
 		parts = append(parts, func(ctx context.Context) error { return d.store.Run(ctx, d.network.setStore) })

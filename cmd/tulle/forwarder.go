@@ -41,7 +41,7 @@ type forwarder struct {
 	config     *daemonConfig
 	underlays  []underlay // one for each worker; none without IPv4
 	underlays6 []underlay // none without IPv6
-	wayOut     *wayOut    // what whole frames on the underlay's link need; nil when there are none
+	wayOut     *wayOut
 	flows      *conntrack.Table
 	prober     *prober
 	pings      pings
@@ -222,9 +222,7 @@ func (f *forwarder) publish(set *tables.Set) {
 	f.set = set
 	f.engine.Publish(set)
 	f.prober.follow(set)
-	if f.wayOut != nil {
-		f.wayOut.follow(set)
-	}
+	f.wayOut.follow(set)
 }
 
 // tables returns the published tables, or nil.

@@ -98,6 +98,7 @@ var (
 	lostDesc      = desc("tap_lost_packets_total", "Packets that the library of the device read and could not hand over.")
 	refusedDesc   = desc("gossip_refused_total", "Nodes and messages that gossip did not let in.", "reason")
 	podDropsDesc  = desc("pod_drops_total", "Packets of pods that the kernel dropped before the engine saw them; a super-packet is one.", "reason")
+	outerDesc     = desc("outer_drops_total", "Packets on the underlay with a wrong outer header, or without encapsulation from nobody who may send them.", "reason")
 	fallbackDesc  = desc("udp_segment_fallbacks_total", "Super-packets sent segment by segment because UDP_SEGMENT was refused.")
 	socketDesc    = desc("underlay_socket_drops_total", "Datagrams that found the underlay's receive socket full.")
 	icmpDesc      = desc("icmp_limited_total", "ICMP errors that were not sent because there were too many.")
@@ -114,7 +115,7 @@ var (
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		packetsDesc, framesDesc, segmentsDesc, bytesDesc, queuedDesc, peersDesc, routablePeers, subnetDesc, tablesDesc,
-		repairsDesc, reopenedDesc, lostDesc, refusedDesc, podDropsDesc, fallbackDesc, socketDesc, readyDesc,
+		repairsDesc, reopenedDesc, lostDesc, refusedDesc, podDropsDesc, outerDesc, fallbackDesc, socketDesc, readyDesc,
 		icmpDesc, flowsDesc, flowRoomDesc, flowEndsDesc, pathMTUDesc, pathRTTDesc, pathLossDesc,
 	} {
 		ch <- d
@@ -148,6 +149,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for reason, n := range r.PodDrops {
 		counter(podDropsDesc, n, string(reason))
+	}
+	for reason, n := range r.Underlay.OuterDrops {
+		counter(outerDesc, n, reason)
 	}
 	counter(reopenedDesc, r.TAP.Reopened)
 	counter(lostDesc, r.TAP.Lost)

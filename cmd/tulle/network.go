@@ -18,7 +18,7 @@ import (
 type network struct {
 	base    control.State // this node, without peers; the subnet is valid iff it was given
 	publish func(*tables.Set)
-	settle  func(control.State)
+	settle  func(control.State) // gets a State with Natives
 	live    func() control.View // the store's view now; nil without a store beside the file
 	source  string              // the store's name
 	paths   func(outer ...netip.Addr) []pathReport
@@ -65,6 +65,14 @@ func (n *network) setPathMTU(measured map[netip.Addr]int) {
 	n.refresh()
 }
 
+// setOnLink takes the outer addresses of peers that are neighbours on the underlay's link. The map is not changed after.
+func (n *network) setOnLink(macs map[netip.Addr]tables.MAC) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.base.OnLink = macs
+	n.refresh()
+}
+
 // reserved lists the subnets that static peers hold: gossip does not claim them.
 func (n *network) reserved() []netip.Prefix {
 	n.mu.Lock()
@@ -105,6 +113,7 @@ func (n *network) refresh() {
 		slog.Warn("peer ignored", "peer", i.Peer.Name, "reason", i.Reason, "routedInTheOtherFamily", i.Routed)
 	}
 	n.publish(set)
+	next.Natives = control.Natives(set, next.OnLink)
 	n.settle(next)
 	slog.Info("tables published", "generation", n.generation, "subnet", next.Self.Subnet, "peers", set.Peers())
 }
@@ -147,6 +156,7 @@ type peerReport struct {
 	Source          string   `json:"source"`              // gossip, etcd or file
 	State           string   `json:"state"`
 	Routable        bool     `json:"routable"`                  // its subnet is routed to it
+	Native          bool     `json:"native,omitempty"`          // without encapsulation
 	LastSeenSeconds *float64 `json:"lastSeenSeconds,omitempty"` // ago; only gossip knows
 	Reason          string   `json:"reason,omitempty"`          // what is wrong with it
 
@@ -191,11 +201,16 @@ func (n *network) peers() []peerReport {
 	return peers
 }
 
+func (n *network) onLink(a netip.Addr) bool {
+	_, ok := n.state.OnLink[a]
+	return ok
+}
+
 func (n *network) reportNode(p control.Node) peerReport {
 	r := peerReport{
 		Name: p.Name, Backend: cmp.Or(p.BackendType, netconf.TypeUDP), // flannel's udp leases carry no type
 		PublicIP: text(p.PublicIP), Subnet: text(p.Subnet), PublicIPv6: text(p.PublicIPv6), IPv6Subnet: text(p.IPv6Subnet),
-		Paths: n.paths(p.PublicIP, p.PublicIPv6),
+		Paths: n.paths(p.PublicIP, p.PublicIPv6), Native: n.state.Direct && (n.onLink(p.PublicIP) || n.onLink(p.PublicIPv6)),
 	}
 	if p.BackendType != netconf.TypeVXLAN {
 		return r

@@ -81,7 +81,7 @@ func writePeerTable(w io.Writer, peers []peerReport) {
 			state += ", no route"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, state, both(p.PublicIP, p.PublicIPv6),
-			cmp.Or(both(p.Subnet, p.IPv6Subnet), "-"), p.Backend, p.Source, seen, pathColumns(p.Paths), p.Reason)
+			cmp.Or(both(p.Subnet, p.IPv6Subnet), "-"), map[bool]string{true: "native", false: p.Backend}[p.Native], p.Source, seen, pathColumns(p.Paths), p.Reason)
 	}
 }
 

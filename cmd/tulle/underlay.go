@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/tulle-net/tulle/control/netfilter"
 	"github.com/tulle-net/tulle/dataplane"
 	"github.com/tulle-net/tulle/dataplane/packet"
 	"github.com/tulle-net/tulle/encap"
@@ -64,10 +65,7 @@ func (f *forwarder) families() (all []family) {
 // openFamily opens the sockets of all workers, or makes underlays of those that the daemon before had.
 func (f *forwarder) openFamily(local netip.AddrPort, adopted []int) ([]underlay, error) {
 	c := f.config
-	config := encap.Config{Local: local, Framing: c.codec, Workers: c.workers, FixedSource: c.plainUDP()}
-	if f.wayOut != nil {
-		config.TunnelGSO = f.wayOut.tunnelGSO()
-	}
+	config := encap.Config{Local: local, Framing: c.codec, Workers: c.workers, FixedSource: c.plainUDP(), TunnelGSO: f.wayOut.tunnelGSO()}
 	if c.underlay == underlayUDP {
 		open := func() ([]*encap.Underlay, error) { return encap.Open(config) }
 		if adopted != nil {
@@ -106,11 +104,15 @@ type underlayReport struct {
 	QueuedBytes uint64   `json:"queuedBytes"` // in the receive sockets now
 	SocketDrops uint64   `json:"socketDrops"` // datagrams that found them full
 	// OuterDrops are packets with a wrong outer header, or fragments without the rest, by reason. With UDP sockets the
-	// kernel drops these and counts them for all of UDP and IP.
+	// kernel drops these and counts them for all of UDP and IP. Always among them are packets that came without encapsulation and not from
+	// a known node on the underlay's link; a super-packet is one.
 	OuterDrops map[string]uint64 `json:"outerDrops"`
 	// NoNextHop says which outer addresses cannot be sent to, and why.
 	NoNextHop []string `json:"noNextHop,omitempty"`
 }
+
+// dropNative is the reason of packets between pods that came without encapsulation and from nobody who may send them.
+const dropNative = "drop_native_source"
 
 func (d *daemon) underlayReport() (underlayReport, error) {
 	f, c := d.forwarder, d.config
@@ -125,10 +127,13 @@ func (d *daemon) underlayReport() (underlayReport, error) {
 		r.QueuedBytes += bytes
 		r.SocketDrops += drops
 	}
-	if f.wayOut != nil {
-		f.wayOut.report(&r)
+	f.wayOut.report(&r)
+	if c.noNetfilter {
+		return r, nil
 	}
-	return r, nil
+	native, err := netfilter.NativeDrops()
+	r.OuterDrops[dropNative] = native
+	return r, err
 }
 
 // underlayLimits says what the kind of underlay cannot do.

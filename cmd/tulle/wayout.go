@@ -26,22 +26,19 @@ const (
 	tunnelRetry = time.Second
 )
 
-// A wayOut is what those share who send whole frames by the underlay's link, of all workers and families: raw underlays, and the
-// queues for super-packets.
+// A wayOut is the underlay's link and who is on it. Those share it who send whole frames there, of all workers and families: raw underlays,
+// and the queues for super-packets; and the kernel's routes and netfilter, which need to know the peers on link.
 type wayOut struct {
 	raw      []*encap.PacketUnderlay
 	tunnel   *tap.Tunnel // nil without tunnel GSO
 	nextHops encap.NextHops
 	resolver *control.Resolver
-	link     int // that all are bound to; the resolver's goroutine's alone
+	onLink   func(map[netip.Addr]tables.MAC) // is told of the peers on link; nil before Look
+	link     int                             // that all are bound to; the resolver's goroutine's alone
 }
 
-// openWayOut returns nil when nobody has a use for it.
 func openWayOut(c *daemonConfig) *wayOut {
 	w := &wayOut{link: c.link.Index, tunnel: openTunnel(c)}
-	if w.tunnel == nil && c.underlay == underlayUDP {
-		return nil
-	}
 	w.resolver = control.NewResolver(c.link, w.take)
 	w.resolver.Passive = c.underlay == underlayUDP
 	return w
@@ -96,6 +93,7 @@ func (w *wayOut) take(h control.Hops) error {
 		next[addr] = encap.NextHop(hop)
 	}
 	w.nextHops.Publish(next)
+	w.onLink(h.OnLink)
 	if h.Link == 0 || h.Link == w.link {
 		return nil
 	}

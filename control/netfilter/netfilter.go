@@ -39,6 +39,8 @@ type Config struct {
 	Networks [2]netip.Prefix // of the cluster, IPv4 and IPv6
 	Subnets  [2]netip.Prefix // of the node
 	Ports    []Port          // not in mode Isolated
+	Underlay string          // the link over which the nodes reach each other; "" leaves what comes by it alone
+	Natives  []Native        // who may send over it without encapsulation
 }
 
 // Apply makes it so, whatever it was before, and says whether anything had to be changed. Each family changes at once or not at all.
@@ -68,6 +70,7 @@ func (c *Config) tables() []table {
 			if len(t.chains) == 0 {
 				t.untracked = c.untracked(t.family, net.Masked())
 			}
+			t.chains = append(c.natively(t.family, net.Masked()), t.chains...)
 		}
 	}
 	return []table{four, six}

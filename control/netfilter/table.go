@@ -58,7 +58,7 @@ func (t *table) apply() (changed bool, err error) {
 		return false, err
 	}
 	if !same {
-		t.replace(conn)
+		t.replace(conn, t.dropped(conn))
 	}
 	forward, err := t.applyForward(conn, foreign)
 	if err != nil || same && !forward {
@@ -116,8 +116,8 @@ func (t *table) comments(of string, rules []rule) (all [][]byte) {
 	return all
 }
 
-// replace puts the making of the own table into the transaction, or its removal when there is nothing for it.
-func (t *table) replace(conn *nftables.Conn) {
+// replace puts the making of the own table into the transaction, or its removal when there is nothing for it. before is what was counted so far.
+func (t *table) replace(conn *nftables.Conn, before uint64) {
 	conn.AddTable(t.own()) // so that it can be deleted
 	conn.DelTable(t.own())
 	if len(t.chains) == 0 {
@@ -128,7 +128,7 @@ func (t *table) replace(conn *nftables.Conn) {
 		made := conn.AddChain(&nftables.Chain{Table: own, Name: c.name, Type: c.kind, Hooknum: c.hook, Priority: c.priority})
 		comments := t.comments(c.name, c.rules)
 		for i, r := range c.rules {
-			conn.AddRule(&nftables.Rule{Table: own, Chain: made, Exprs: r.expressions(), UserData: comments[i]})
+			conn.AddRule(&nftables.Rule{Table: own, Chain: made, Exprs: r.counted(before), UserData: comments[i]})
 		}
 	}
 }

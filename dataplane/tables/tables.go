@@ -82,6 +82,7 @@ type Peer struct {
 	Sources  []netip.Prefix // inner sources it may send from: its subnets and own addresses
 	MTU      int            // largest inner IP packet that gets there in one piece, bytes
 	Probe    netip.Addr     // inner address there that answers echo requests; zero when none is known
+	Native   bool           // the kernel sends there by itself, without the engine
 }
 
 // A Route is one FIB entry.
