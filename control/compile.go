@@ -86,15 +86,19 @@ func (c *compiler) add(n Node) {
 			reasons = append(reasons, reason)
 			continue
 		}
-		routed = true
 		c.accept(i, namedHalf{n.Name, h})
+		if reason := c.unreached(h.public); reason != "" {
+			reasons = append(reasons, reason)
+			continue
+		}
+		routed = true
 	}
 	if len(reasons) > 0 {
 		c.ignored = append(c.ignored, Ignored{n, strings.Join(reasons, "; "), routed})
 	}
 }
 
-// accept gives a peer routes in family i.
+// accept gives a peer routes in family i, unless they are the kernel's alone: then it is no more than known.
 func (c *compiler) accept(i int, h namedHalf) {
 	c.accepted[i] = append(c.accepted[i], h)
 	p := &tables.Peer{
@@ -111,7 +115,9 @@ func (c *compiler) accept(i int, h namedHalf) {
 		p.MTU = min(p.MTU, measured)
 	}
 	c.peers = append(c.peers, p)
-	c.routes = append(c.routes, tables.Route{Prefix: h.subnet, Kind: tables.ToPeer, Peer: p})
+	if backend(c.state.Self) != netconf.TypeHostGW {
+		c.routes = append(c.routes, tables.Route{Prefix: h.subnet, Kind: tables.ToPeer, Peer: p})
+	}
 }
 
 // incompatible says why a peer gets no routes at all, "" when it may.
@@ -131,6 +137,14 @@ func (c *compiler) incompatible(n Node) string {
 		return fmt.Sprintf("it has no subnet of this node's network %s", describe(c.state.networks()))
 	}
 	return ""
+}
+
+// unreached says why an accepted peer gets no packets for all that, "" when it does.
+func (c *compiler) unreached(public netip.Addr) string {
+	if _, ok := c.state.OnLink[public]; ok || backend(c.state.Self) != netconf.TypeHostGW {
+		return ""
+	}
+	return fmt.Sprintf("%s is no neighbour on the underlay's link: it does not answer there, or it is behind a router, where host-gw cannot send: use vxlan with DirectRouting", public)
 }
 
 // backend returns the type of a node's backend: flannel's leases of udp nodes carry none.

@@ -23,8 +23,11 @@ func LeaseValue(n Node) ([]byte, error) {
 	if n.PublicIPv6.IsValid() {
 		v.PublicIPv6 = &n.PublicIPv6
 	}
+	if n.BackendType != netconf.TypeUDP {
+		v.BackendType = n.BackendType
+	}
 	if n.BackendType == netconf.TypeVXLAN {
-		v.BackendType, v.BackendData = n.BackendType, &backendData{n.VNI, n.VTEP.String()}
+		v.BackendData = &backendData{n.VNI, n.VTEP.String()}
 		if n.PublicIPv6.IsValid() {
 			v.BackendV6Data = &backendData{n.VNI, n.VTEPv6.String()}
 		}

@@ -65,11 +65,10 @@ func (w *worker) bypassed(set *tables.Set, f *packet.Frame, from Side, quoted ne
 	if to := set.Lookup(f.Dst); to == nil || to.Kind != tables.Local {
 		return false
 	}
-	route := set.Lookup(quoted)
-	if route == nil {
-		return from == TAP
+	if peer := set.Owner(quoted); peer != nil {
+		return peer.Native
 	}
-	return route.Kind == tables.ToPeer && route.Peer.Native
+	return from == TAP && set.Lookup(quoted) == nil
 }
 
 // describe fills w.flow for the frame.

@@ -46,8 +46,8 @@ func newConfigCommand() *cobra.Command {
 // runnable refuses what is right for flannel but not in this version.
 func runnable(file string, conf *netconf.Config) error {
 	switch t := conf.Backend.Type; {
-	case t != netconf.TypeVXLAN && t != netconf.TypeUDP:
-		return fmt.Errorf("%s: Backend.Type %s: this version runs vxlan and udp only", file, t)
+	case t != netconf.TypeVXLAN && t != netconf.TypeUDP && t != netconf.TypeHostGW:
+		return fmt.Errorf("%s: Backend.Type %s: this version runs vxlan, udp and host-gw only", file, t)
 	case t == netconf.TypeUDP && conf.EnableIPv6:
 		return fmt.Errorf("%s: EnableIPv6 is true: the udp backend carries IPv4 only: choose Backend.Type vxlan (flannel means udp when Type is absent)", file)
 	}

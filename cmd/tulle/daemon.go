@@ -125,7 +125,7 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 		return err
 	}
 	slog.Info("node runs", "name", c.self.Name, "subnet", c.self.Subnet, "ipv6Subnet", c.self.IPv6Subnet, "underlay", c.link.Addr, "underlay6", c.link.Addr6, "link", c.link.Name,
-		"mtu", c.mtu, "backend", c.conf.Backend.Type, "vni", c.self.VNI, "port", c.port, "tap", d.forwarder.tap.String(), "sockets", d.forwarder.allUnderlays()[0].Offloads())
+		"mtu", c.mtu, "backend", c.conf.Backend.Type, "vni", c.self.VNI, "port", c.port, "tap", d.forwarder.tap.String(), "sockets", d.forwarder.socketOffloads())
 	return d.serve(ctx, forwarding)
 }
 
@@ -162,7 +162,7 @@ func (b *background) wait(ctx context.Context) error {
 // kernel is the node's kernel side in a state.
 func (c *daemonConfig) kernel(s control.State) control.Kernel {
 	k := control.Kernel{TAP: tapName, State: s, L3: c.device.L3(), Mode: c.mode, NoNetfilter: c.noNetfilter, Underlay: c.link.Name}
-	if c.tunnelGSO != tunnelGSOOff && !c.plainUDP() {
+	if c.wholeFrames() {
 		k.Tunnel = c.tunnel()
 	}
 	if k.L3 {
@@ -174,7 +174,7 @@ func (c *daemonConfig) kernel(s control.State) control.Kernel {
 // prepare wires the stores to tables and kernel state, and publishes what is known without gossip.
 func (d *daemon) prepare(peers []control.Node) {
 	c := d.config
-	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu, Limits: c.limits, Direct: c.conf.Backend.VXLAN.DirectRouting}
+	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu, Limits: c.limits, Direct: c.direct()}
 	idle := base
 	idle.Self.Subnet, idle.Self.IPv6Subnet = netip.Prefix{}, netip.Prefix{}
 	d.reconciler = control.NewReconciler(c.kernel(idle), d.reached)

@@ -63,7 +63,7 @@ func newLabUpCommand(dir *string) *cobra.Command {
 	f.IntVar(&config.Pods, "pods", 1, "number of pods on each node")
 	f.IntVar(&config.MTU, "mtu", lab.DefaultMTU, "MTU of the underlay, bytes; pods have 50 less, 70 with IPv6, 28 with udp")
 	f.StringVar(&config.Family, "family", lab.FamilyV4, "addresses of underlay and pods: v4, v6 or dual")
-	f.StringVar(&config.Backend, "backend", lab.BackendVXLAN, "how packets get from node to node: vxlan, or udp (flannel's)")
+	f.StringVar(&config.Backend, "backend", lab.BackendVXLAN, "how packets get from node to node: vxlan, udp (flannel's), or host-gw (no tunnel, one segment)")
 	f.StringVar(&config.Store, "store", lab.StoreGossip, "where nodes learn of each other: gossip, or file (fixed subnets and one list of peers)")
 	f.StringVar(&config.Device, "device", lab.DeviceTAP, "what the daemons have towards their kernels: tap, tun or water")
 	f.BoolVar(&config.Routed, "routed", false, "put even nodes on an underlay segment of their own, behind a router")

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -48,7 +49,7 @@ func TestDirectRouting(t *testing.T) {
 		}
 	}
 	checkSteered(t, l)
-	checkForgedNative(t, l)
+	checkForgedNative(t, l, podsOf(t, l, "n2"))
 	checkOffLink(t, l)
 }
 
@@ -110,12 +111,13 @@ func checkSteered(t *testing.T, l *lab.Lab) {
 	}
 }
 
-// checkForgedNative sends to a pod of node 1 with addresses of other nodes' pods, from the router and from node 3.
-func checkForgedNative(t *testing.T, l *lab.Lab) {
+// checkForgedNative sends to a pod of node 1 with addresses of node 3's pod, of others of node 2 and of its own node, from the router and from
+// node 3.
+func checkForgedNative(t *testing.T, l *lab.Lab, others []netip.Addr) {
 	t.Helper()
 	nodes := l.Nodes()
 	for i, to := range nodes[0].Pods[0].Addrs() {
-		own, far := nodes[2].Pods[0].Addrs()[i], nodes[1].Pods[0].Addrs()[i]
+		own, far := nodes[2].Pods[0].Addrs()[i], others[i]
 		for _, c := range []struct {
 			from string
 			as   netip.Addr
@@ -188,4 +190,41 @@ func underlayAddr(n lab.Node, like netip.Addr) netip.Addr {
 		return n.PublicIP
 	}
 	return n.PublicIPv6
+}
+
+// TestHostGW is the same two segments with kernel routes alone: nodes of one segment reach each other, without a tunnel and with pods of the
+// underlay's MTU, and of those behind the router each says why it does not.
+func TestHostGW(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 3, Pods: 1, Family: lab.FamilyDual, Routed: true, Backend: lab.BackendHostGW, MayFail: map[int]bool{2: true}})
+	awaitNode(t, l, 1, func(r *statusReport) bool {
+		for _, p := range r.Peers {
+			if far := p.Name == "n2"; p.Routable == far || p.Native == far || strings.Contains(p.Reason, "behind a router") != far {
+				return false
+			}
+		}
+		return len(r.Peers) == 2 && r.Node.MTU == lab.DefaultMTU
+	})
+	transfersBy(t, l, 1, 3, 0)
+	checkSteered(t, l)
+	checkForgedNative(t, l, podsOf(t, l, "n2"))
+	for _, addr := range podsOf(t, l, "n2") {
+		before := status(t, l, 1).Verdicts["drop_reject"]
+		refused(l.Nodes()[0].Pods[0].Namespace, addr) // a UDP socket is not told that a network is unreachable
+		if told := status(t, l, 1).Verdicts["drop_reject"] - before; told != 1 {
+			t.Errorf("%s is behind the router: %d packets rejected, want 1", addr, told)
+		}
+	}
+}
+
+// podsOf are addresses in the subnets of a node, as node 1 knows it.
+func podsOf(t *testing.T, l *lab.Lab, name string) (addrs []netip.Addr) {
+	t.Helper()
+	for _, p := range status(t, l, 1).Peers {
+		if p.Name == name {
+			for _, subnet := range []string{p.Subnet, p.IPv6Subnet} {
+				addrs = append(addrs, netip.MustParsePrefix(subnet).Addr().Next().Next())
+			}
+		}
+	}
+	return addrs
 }

@@ -332,7 +332,7 @@ func parseSubnet(s string, conf *netconf.Config) (netip.Prefix, error) {
 func (c *daemonConfig) checkTunnel() error {
 	underlay, backend := c.link.MTU, c.conf.Backend
 	c.codec, c.port = encap.PlainUDP{}, backend.UDP.Port
-	if !c.plainUDP() {
+	if c.tunnels() && !c.plainUDP() {
 		vxlan, err := encap.NewVXLAN(backend.VXLAN.VNI)
 		if err != nil {
 			return err
@@ -340,7 +340,7 @@ func (c *daemonConfig) checkTunnel() error {
 		c.codec, c.port = vxlan, backend.VXLAN.Port
 		underlay = cmp.Or(backend.VXLAN.MTU, underlay)
 	}
-	overhead := c.codec.Overhead(c.conf.EnableIPv6) // one MTU for all pods: that of the larger header
+	overhead := c.overhead(c.conf.EnableIPv6) // one MTU for all pods: that of the larger header
 	least := minMTU4
 	if c.conf.EnableIPv6 {
 		least = minMTU6 // the kernel turns IPv6 off on a smaller link
@@ -348,8 +348,25 @@ func (c *daemonConfig) checkTunnel() error {
 	if c.mtu = underlay - overhead; c.mtu < least {
 		return fmt.Errorf("underlay MTU %d of %s leaves %d bytes for pods after %d of %s (needed: %d)", underlay, c.link.Name, c.mtu, overhead, backend.Type, least)
 	}
-	c.limits = [2]int{underlay - c.codec.Overhead(false), underlay - c.codec.Overhead(true)}
+	c.limits = [2]int{underlay - c.overhead(false), underlay - c.overhead(true)}
 	return nil
+}
+
+// overhead is what the tunnel's headers take of a packet over IPv4 or IPv6, bytes.
+func (c *daemonConfig) overhead(ipv6 bool) int {
+	if !c.tunnels() {
+		return 0
+	}
+	return c.codec.Overhead(ipv6)
+}
+
+// tunnels says whether the backend encapsulates. host-gw does not: the kernel's routes carry all between nodes, and the engine what is for
+// the node's own pods.
+func (c *daemonConfig) tunnels() bool { return c.conf.Backend.Type != netconf.TypeHostGW }
+
+// direct says whether packets to nodes on the underlay's link leave as they are.
+func (c *daemonConfig) direct() bool {
+	return c.conf.Backend.Type == netconf.TypeVXLAN && c.conf.Backend.VXLAN.DirectRouting || !c.tunnels()
 }
 
 // plainUDP says whether the backend is flannel's udp.

@@ -246,7 +246,7 @@ func repairNetfilter(t *testing.T, l *lab.Lab, mode netfilter.Mode) {
 	in(t, n, func() error { return atop(false) })
 	deleted := 0
 	in(t, n, func() (err error) { deleted, err = deleteOurs(); return err })
-	if want := map[netfilter.Mode]int{netfilter.Unset: 2, netfilter.Flat: 2, netfilter.Isolated: 2, netfilter.Island: 3}[mode]; deleted != want {
+	if want := map[netfilter.Mode]int{netfilter.Unset: 3, netfilter.Flat: 3, netfilter.Isolated: 2, netfilter.Island: 3}[mode]; deleted != want {
 		t.Errorf("%d tables and rules of tulle, want %d", deleted, want)
 	}
 	waitFor(t, func() bool { return status(t, l, 1).Repairs[control.ChangedNetfilter] > before })

@@ -26,7 +26,7 @@ type underlay interface {
 	Files() []int
 }
 
-// openUnderlays opens the sockets of each family that the node has.
+// openUnderlays opens the sockets of each family that the node has a tunnel for.
 func (f *forwarder) openUnderlays() (err error) {
 	c := f.config
 	var locals []netip.AddrPort
@@ -43,7 +43,7 @@ func (f *forwarder) openUnderlays() (err error) {
 	return err
 }
 
-// A family is one that the node has.
+// A family is one that the node has a tunnel for.
 type family struct {
 	part      string // its name in a holder
 	local     netip.AddrPort
@@ -55,7 +55,7 @@ func (f *forwarder) families() (all []family) {
 	for _, one := range []family{
 		{partUnderlay, netip.AddrPortFrom(c.link.Addr, c.port), &f.underlays}, {partUnderlay6, netip.AddrPortFrom(c.link.Addr6, c.port), &f.underlays6},
 	} {
-		if one.local.Addr().IsValid() {
+		if c.tunnels() && one.local.Addr().IsValid() {
 			all = append(all, one)
 		}
 	}
@@ -94,6 +94,14 @@ func underlaysOf[U underlay](all []U) (list []underlay) {
 // allUnderlays lists those of both families.
 func (f *forwarder) allUnderlays() []underlay { return slices.Concat(f.underlays, f.underlays6) }
 
+// socketOffloads are those of the underlay's sockets, none where it has none.
+func (f *forwarder) socketOffloads() []string {
+	for _, u := range f.allUnderlays() {
+		return u.Offloads()
+	}
+	return nil
+}
+
 type underlayReport struct {
 	Kind        string   `json:"kind"`
 	Link        string   `json:"link"`
@@ -116,7 +124,7 @@ const dropNative = "drop_native_source"
 
 func (d *daemon) underlayReport() (underlayReport, error) {
 	f, c := d.forwarder, d.config
-	r := underlayReport{Kind: c.underlay, Link: c.link.Name, LinkMTU: c.link.MTU, Offloads: f.allUnderlays()[0].Offloads(),
+	r := underlayReport{Kind: c.underlayKind(), Link: c.link.Name, LinkMTU: c.link.MTU, Offloads: f.socketOffloads(),
 		Limits: c.underlayLimits(), OuterDrops: map[string]uint64{}}
 	for _, u := range f.allUnderlays() {
 		bytes, drops, err := u.QueueDepth()
@@ -139,6 +147,8 @@ func (d *daemon) underlayReport() (underlayReport, error) {
 // underlayLimits says what the kind of underlay cannot do.
 func (c *daemonConfig) underlayLimits() []string {
 	switch {
+	case !c.tunnels():
+		return []string{"all peers have to be on " + c.link.Name, "what leaves for other nodes does not pass the engine"}
 	case c.underlay == underlayPacket:
 		return []string{
 			"all peers have to be reached by " + c.link.Name,
@@ -149,4 +159,12 @@ func (c *daemonConfig) underlayLimits() []string {
 		return []string{"one outer source port, as flannel's"}
 	}
 	return []string{"16 outer source ports"}
+}
+
+// underlayKind is the underlay as it is shown.
+func (c *daemonConfig) underlayKind() string {
+	if !c.tunnels() {
+		return "kernel routes"
+	}
+	return c.underlay
 }

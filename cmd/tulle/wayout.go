@@ -40,14 +40,14 @@ type wayOut struct {
 func openWayOut(c *daemonConfig) *wayOut {
 	w := &wayOut{link: c.link.Index, tunnel: openTunnel(c)}
 	w.resolver = control.NewResolver(c.link, w.take)
-	w.resolver.Passive = c.underlay == underlayUDP
+	w.resolver.Passive = c.underlay == underlayUDP && c.tunnels()
 	return w
 }
 
 // openTunnel makes the TAP for super-packets if it is wanted and the kernel has all that it takes; super-packets leave in segments
 // without it.
 func openTunnel(c *daemonConfig) *tap.Tunnel {
-	if c.tunnelGSO == tunnelGSOOff || c.plainUDP() {
+	if !c.wholeFrames() {
 		return nil
 	}
 	t, err := tap.OpenTunnel(tunnelName, c.workers)
@@ -61,6 +61,11 @@ func openTunnel(c *daemonConfig) *tap.Tunnel {
 		return nil
 	}
 	return t
+}
+
+// wholeFrames says whether super-packets are to leave encapsulated but uncut.
+func (c *daemonConfig) wholeFrames() bool {
+	return c.tunnelGSO != tunnelGSOOff && c.tunnels() && !c.plainUDP()
 }
 
 func (c *daemonConfig) tunnel() control.Tunnel {

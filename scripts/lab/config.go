@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,6 +21,8 @@ const (
 const (
 	BackendVXLAN = "vxlan"
 	BackendUDP   = "udp" // flannel's: bare IPv4 packets in datagrams
+	// BackendHostGW has no tunnel: the kernel routes to the nodes of the same segment, and daemons reach no others.
+	BackendHostGW = "host-gw"
 )
 
 // What the daemons have towards their kernels.
@@ -72,7 +75,7 @@ func (c Config) Check() error {
 	}{
 		{"store", c.Store, []string{StoreGossip, StoreFile, StoreEtcd}},
 		{"family", c.Family, []string{FamilyV4, FamilyV6, FamilyDual}},
-		{"backend", c.Backend, []string{BackendVXLAN, BackendUDP}},
+		{"backend", c.Backend, []string{BackendVXLAN, BackendUDP, BackendHostGW}},
 		{"device", c.Device, []string{DeviceTAP, DeviceTUN, DeviceWater}},
 	} {
 		if choice.value != "" && !slices.Contains(choice.have, choice.value) {
@@ -81,6 +84,9 @@ func (c Config) Check() error {
 	}
 	if c.Backend == BackendUDP && slices.Contains(familiesOf(c.Family), ipv6) {
 		return fmt.Errorf("family %s with backend udp: flannel's udp backend carries IPv4 only", c.Family)
+	}
+	if c.Backend == BackendHostGW && len(c.Kernel) > 0 {
+		return errors.New("kernel nodes with backend host-gw: a lab has them of vxlan and udp only")
 	}
 	for number := range c.Kernel {
 		if number < 1 || number > c.Nodes {

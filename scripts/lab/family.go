@@ -98,6 +98,8 @@ func overhead(backend string, families []family) int {
 	switch {
 	case backend == BackendUDP:
 		return udpOverhead
+	case backend == BackendHostGW:
+		return 0
 	case slices.Contains(families, ipv6):
 		return vxlanOverheadV6
 	}

@@ -116,13 +116,13 @@ func (l *Lab) Created() time.Time { return l.record().Created }
 // MTU is the underlay's, in bytes.
 func (l *Lab) MTU() int { return l.record().MTU }
 
-// PodMTU is the pods', in bytes: the underlay's less 50 with VXLAN, 70 in a lab that has IPv6, 28 with BackendUDP.
+// PodMTU is the pods', in bytes: the underlay's less 50 with VXLAN, 70 in a lab that has IPv6, 28 with BackendUDP, nothing with BackendHostGW.
 func (l *Lab) PodMTU() int { return l.record().podMTU() }
 
 // Family is FamilyV4, FamilyV6 or FamilyDual.
 func (l *Lab) Family() string { return l.record().Family }
 
-// Backend is BackendVXLAN or BackendUDP.
+// Backend is BackendVXLAN, BackendUDP or BackendHostGW.
 func (l *Lab) Backend() string { return l.record().Backend }
 
 // Store is StoreGossip, StoreFile or StoreEtcd.

@@ -38,7 +38,7 @@ type netConf struct {
 	Backend                struct {
 		Type string
 		VNI  int `json:",omitempty"`
-		Port int
+		Port int `json:",omitempty"`
 	}
 }
 
@@ -50,9 +50,11 @@ func (r *record) netConf() (c netConf) {
 			c.EnableIPv4, c.Network = true, f.network().String()
 		}
 	}
-	c.Backend.Type, c.Backend.VNI, c.Backend.Port = r.Backend, vxlanVNI, vxlanPort
-	if r.Backend == BackendUDP {
-		c.Backend.VNI, c.Backend.Port = 0, udpPort
+	switch c.Backend.Type = r.Backend; r.Backend {
+	case BackendVXLAN:
+		c.Backend.VNI, c.Backend.Port = vxlanVNI, vxlanPort
+	case BackendUDP:
+		c.Backend.Port = udpPort
 	}
 	return c
 }

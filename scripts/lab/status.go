@@ -59,7 +59,7 @@ func (r *record) ready(s status) bool {
 			return false
 		}
 	}
-	return s.Node.VtepMAC != "" || r.Backend == BackendUDP
+	return s.Node.VtepMAC != "" || r.Backend != BackendVXLAN
 }
 
 // reaches says that packets for all subnets of a node have a way.
