@@ -109,7 +109,7 @@ func TestErrors(t *testing.T) {
 		{with("--iface", "lo", "--peers", write("bad2.json", "[{\n\"name\":\"x\"\n\"publicIP\":1}]")), 1, "bad2.json: line 3: "},
 		{with("--iface", "lo", "--peers", write("bad3.json", `[{"name":"x","publicIP":"1.2.3.4","subnet":"10.244.2.0/24","backendType":"vxlan"}]`)), 1, `backendData.VtepMAC: "" is no 48-bit MAC address`},
 		{[]string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", write("len.json", `{"Network": "10.244.0.0/16", "SubnetLen": 31, "Backend": {"Type": "vxlan"}}`)}, 1, "len.json:1:43: SubnetLen: 31: "},
-		{[]string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", write("wg.json", `{"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard"}}`)}, 1, "Backend.Type wireguard: this version runs vxlan and udp only"},
+		{[]string{"node", "--store", "file", "--subnet", "10.244.1.0/24", "--config", write("wg.json", `{"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard"}}`)}, 1, "Backend.Type wireguard: this version runs vxlan, udp and host-gw only"},
 		{[]string{"config", "check", write("udp6.json", `{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48"}`)}, 1, "udp6.json: EnableIPv6 is true: the udp backend carries IPv4 only: choose Backend.Type vxlan"},
 		{with("--public-ipv6", "2001:db8::1"), 2, "--public-ipv6 2001:db8::1: EnableIPv6 is not true: the network has no use for it"},
 		{with("--public-ipv6", "192.0.2.1"), 2, "--public-ipv6 192.0.2.1: a global IPv6 address is needed"},
