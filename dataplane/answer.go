@@ -73,6 +73,10 @@ func (w *worker) reply(set *tables.Set, f *packet.Frame) {
 		w.generate(f, packet.DropNoRoute)
 	case route.Kind == tables.ToPeer:
 		w.generate(f, w.encapsulate(set, route.Peer, f))
+	case route.Pod != nil:
+		f.Pod = route.Pod.Port
+		f.SetMACs(route.Pod.MAC, route.Pod.Gateway)
+		w.generate(f, packet.Delivered)
 	default:
 		f.SetMACs(set.Node.VTEP, set.Node.Gateway)
 		w.generate(f, packet.Delivered)

@@ -16,7 +16,7 @@ type PortCounters struct {
 
 // Counters is everything that one worker, or the whole engine, counted since it was made.
 type Counters struct {
-	Ports     [numSides]PortCounters
+	Ports     [numCounters]PortCounters
 	Generated uint64 // packets that the engine made itself, in segments
 	Queued    uint64 // segments taken in and not yet settled: measured, not derived
 	// ICMPLimited counts the ICMP errors that were not made because there were too many. They are no packets.

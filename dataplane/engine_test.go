@@ -20,12 +20,14 @@ func TestRandomTraffic(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	r := newRig(t)
 	r.tap().refuse, r.underlay().refuse, r.underlay6().refuse = 7, 5, 5
+	r.pods[0].refuse, r.pods[1].refuse = 5, 5
 	queued := uint64(0)
 	look := func() {
 		c := r.w.snapshot()
 		queued += c.Queued
 	}
 	r.tap().onWrite, r.underlay().onWrite, r.underlay6().onWrite = look, look, look
+	r.pods[0].onWrite, r.pods[1].onWrite = look, look
 	expect := uint64(0)
 	for range 300 {
 		for range rng.IntN(100) {
@@ -33,10 +35,10 @@ func TestRandomTraffic(t *testing.T) {
 			if c.prepare != nil {
 				continue
 			}
-			r.ports[c.side].put(c.frame(t))
+			r.port(c.side).put(c.frame(t))
 			expect += uint64(c.segments)
 		}
-		for side := range numSides {
+		for side := range numCounters {
 			r.turn(side)
 		}
 		r.now.Add(int64(rng.IntN(1e9)))
@@ -66,6 +68,24 @@ func TestLedgerDuringWrite(t *testing.T) {
 	r.turn(TAP)
 	if looked != 1 {
 		t.Errorf("%d writes, want 1", looked)
+	}
+}
+
+// TestLedgerDuringPodWrite is the same for a pod's port, while another is still to be written to.
+func TestLedgerDuringPodWrite(t *testing.T) {
+	r := newRig(t)
+	want := uint64(2)
+	look := func() {
+		c := r.w.snapshot()
+		if l := c.Ledger(); !l.Balanced() || l.Queued != want {
+			t.Errorf("ledger during a write, %d segments of which are left: %+v", want, l)
+		}
+		want--
+	}
+	r.pods[0].onWrite, r.pods[1].onWrite = look, look
+	r.send(Underlay, fromB(t, "10.0.2.9", pod1), fromB(t, "10.0.2.9", pod2))
+	if want != 0 {
+		t.Errorf("%d writes to pods are missing", want)
 	}
 }
 

@@ -47,7 +47,10 @@ func testPeer(name string, endpoint netip.AddrPort, mac packet.MAC, mtu int, sou
 	return p
 }
 
-func testTables(t testing.TB) *tables.Set {
+func testTables(t testing.TB) *tables.Set { return testTablesWith(t, nil) }
+
+// testTablesWith has routes to the ports of pods too.
+func testTablesWith(t testing.TB, pods []*tables.Pod) *tables.Set {
 	t.Helper()
 	b := testPeer("b", nodeB, macB, 1450, "10.0.2.0/24", "192.0.2.2/32")
 	c := testPeer("c", nodeC, macC, narrowMTU, "10.0.3.0/24", "192.0.2.3/32")
@@ -55,7 +58,7 @@ func testTables(t testing.TB) *tables.Set {
 	c6 := testPeer("c", nodeC6, macC, narrowMTU, "fd00:3::/64", "2001:db8::3/128")
 	node := tables.Node{VTEP: macA, Gateway: gateA, Engine: addr("10.0.1.254"), Engine6: addr("fd00:1::ffff:ffff:ffff:fffe"),
 		MTU: testMTU, Limit4: 1450, Limit6: 1430, Port: 8472}
-	set, err := tables.Compile(1, node, []*tables.Peer{b, c, b6, c6}, []tables.Route{
+	routes := []tables.Route{
 		{Prefix: prefix("10.0.0.0/8"), Kind: tables.Reject},
 		{Prefix: prefix("10.0.1.0/24"), Kind: tables.Local},
 		{Prefix: prefix("10.0.1.0/32"), Kind: tables.Host},
@@ -68,7 +71,13 @@ func testTables(t testing.TB) *tables.Set {
 		{Prefix: prefix("fd00:1::ffff:ffff:ffff:fffe/128"), Kind: tables.Reject},
 		{Prefix: prefix("fd00:2::/64"), Kind: tables.ToPeer, Peer: b6},
 		{Prefix: prefix("fd00:3::/64"), Kind: tables.ToPeer, Peer: c6},
-	})
+	}
+	for _, p := range pods {
+		for _, a := range p.Addrs() {
+			routes = append(routes, tables.Route{Prefix: netip.PrefixFrom(a, a.BitLen()), Kind: tables.Local, Pod: p})
+		}
+	}
+	set, err := tables.Compile(1, node, []*tables.Peer{b, c, b6, c6}, routes)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +90,7 @@ type rig struct {
 	engine *Engine
 	w      *worker
 	ports  [numSides]*memPort
+	pods   []*memPort // of testPods; a turn of the side Pod is one of the first
 	now    atomic.Int64
 	probes []probeAnswer
 	after  func() // of a verdictCase: to be done after its packet was read, before it is judged
@@ -130,10 +140,19 @@ func newRig(t testing.TB, options ...func(*Config)) *rig {
 		t.Fatal(err)
 	}
 	r.w = r.engine.workers[0]
-	r.engine.Publish(testTables(t))
+	pods := testPods()
+	for _, p := range pods {
+		port := newMemPort(t)
+		r.pods = append(r.pods, port)
+		if err := r.engine.SetPods([]PodPort{{p, []Port{port}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.engine.Publish(testTablesWith(t, pods))
 	t.Cleanup(func() {
 		r.w.poller.close()
 		checkConservation(t, r.w.snapshot(), r.ports)
+		checkPods(t, r.w.snapshot().Ports[Pod], r.pods)
 	})
 	return r
 }
@@ -141,11 +160,24 @@ func newRig(t testing.TB, options ...func(*Config)) *rig {
 // plainUDP makes the rig one of flannel's udp backend.
 func plainUDP(c *Config) { c.Codec, c.DecrementTTL = encap.PlainUDP{}, true }
 
+func (r *rig) port(side Side) *memPort {
+	if side == Pod {
+		return r.pods[0]
+	}
+	return r.ports[side]
+}
+
 // turn runs batches of one side until its port is empty.
 func (r *rig) turn(side Side) {
 	r.t.Helper()
 	for {
-		n, err := r.w.turn(side)
+		var n int
+		var err error
+		if side == Pod {
+			n, err = r.w.serve(1)
+		} else {
+			n, err = r.w.turn(side)
+		}
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -158,7 +190,7 @@ func (r *rig) turn(side Side) {
 // send hands frames to one side and runs it until they are decided.
 func (r *rig) send(side Side, frames ...memFrame) {
 	r.t.Helper()
-	r.ports[side].put(frames...)
+	r.port(side).put(frames...)
 	r.turn(side)
 }
 

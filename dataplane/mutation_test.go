@@ -56,7 +56,7 @@ func runMutant(t *testing.T, dir string, i int) (string, error) {
 	}
 	write(t, mutant, withoutIncrement(t, i))
 	write(t, overlay, content)
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-run", "^(TestVerdicts|TestRandomTraffic|TestLedgerDuringWrite|TestJoined)$", ".")
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-run", "^(TestVerdicts|TestRandomTraffic|TestLedgerDuringWrite|TestLedgerDuringPodWrite|TestJoined)$", ".")
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

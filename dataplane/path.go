@@ -39,6 +39,8 @@ func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
 	route := set.Lookup(f.Dst)
 	w.seeRoute(f, route)
 	switch {
+	case route == nil && w.from == Pod: // outside of the cluster network, or another address of the node: the kernel's to route
+		v = w.toNode(set, nil, f)
 	case route == nil:
 		return w.complain(set, f, packet.DropNoRoute, 0)
 	case route.Kind == tables.Reject && isEngine(set, f.Dst):
@@ -48,10 +50,25 @@ func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
 	case route.Kind == tables.ToPeer:
 		v = w.toPeer(set, route.Peer, f)
 	default:
-		f.SetMACs(set.Node.VTEP, set.Node.Gateway)
-		v = packet.Delivered
+		v = w.toNode(set, route.Pod, f)
 	}
 	return w.commit(f, known, v)
+}
+
+// toNode hands a packet to a pod's port, or, where pod is nil, to the kernel. Between pods with ports the engine is the only router.
+func (w *worker) toNode(set *tables.Set, pod *tables.Pod, f *packet.Frame) packet.Verdict {
+	if pod == nil {
+		f.SetMACs(set.Node.VTEP, set.Node.Gateway)
+		return packet.Delivered
+	}
+	if w.from == Pod {
+		if v := w.spend(set, f, 1); v != packet.None {
+			return v
+		}
+	}
+	f.Pod = pod.Port
+	f.SetMACs(pod.MAC, pod.Gateway)
+	return packet.Delivered
 }
 
 // toPeer holds the packet against the path, and encapsulates it.
@@ -65,14 +82,25 @@ func (w *worker) toPeer(set *tables.Set, peer *tables.Peer, f *packet.Frame) pac
 	return w.encapsulate(set, peer, f)
 }
 
-// hop makes the tunnel's end a hop where it is one. A TTL of 0 is never forwarded (RFC 1812 section 5.3.1); with VXLAN the
-// rest is left to the kernels' routing on both sides.
+// hop makes the tunnel's end a hop where it is one, and the engine one where it is a pod's gateway. With VXLAN the rest is left to
+// the kernels' routing on both sides.
 func (w *worker) hop(set *tables.Set, f *packet.Frame) packet.Verdict {
-	ttl := f.TTL()
-	if ttl == 0 || ttl == 1 && w.engine.DecrementTTL {
+	hops := 0
+	if w.engine.DecrementTTL {
+		hops++
+	}
+	if w.from == Pod {
+		hops++
+	}
+	return w.spend(set, f, hops)
+}
+
+// spend takes hops off the TTL. One of 0 is never forwarded (RFC 1812 section 5.3.1).
+func (w *worker) spend(set *tables.Set, f *packet.Frame, hops int) packet.Verdict {
+	if ttl := int(f.TTL()); ttl == 0 || ttl <= hops {
 		return w.complain(set, f, packet.DropTTL, 0)
 	}
-	if w.engine.DecrementTTL {
+	for range hops {
 		f.DecrementTTL()
 	}
 	return packet.None
@@ -182,10 +210,12 @@ func (w *worker) forwardIn(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if v != packet.None {
 		return v
 	}
-	if f.Detached {
+	if pod := set.PodAt(f.Dst); pod != nil {
+		v = w.toNode(set, pod, f)
+	} else if v = packet.Delivered; f.Detached {
 		f.SetMACs(set.Node.VTEP, set.Node.Gateway)
 	}
-	return w.commit(f, known, packet.Delivered)
+	return w.commit(f, known, v)
 }
 
 // follow makes the fragments of a datagram share the verdict of the first one, which next decides. Those that came before

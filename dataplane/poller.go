@@ -15,16 +15,24 @@ import (
 type poller struct {
 	epoll  int
 	event  *os.File // a File, so that a wake after close hits no foreign descriptor
-	events [int(numSides) + 1]unix.EpollEvent
+	events [maxEvents]unix.EpollEvent
+	pods   [maxEvents]uint32 // the numbers of the ports of pods that the last wait found
 	busy   busyPoll
 }
 
-// wakeIndex marks the eventfd among the epoll events; the sides mark themselves.
-const wakeIndex = int32(numSides)
+const (
+	// wakeIndex marks the eventfd among the epoll events; the sides mark themselves, and ports of pods their number behind podIndex.
+	wakeIndex = int32(numSides)
+	podIndex  = wakeIndex
+
+	// maxEvents bounds what one wait finds. The kernel goes round what is ready, so more ports wait no longer than their turn.
+	maxEvents = 64
+)
 
 type readiness struct {
 	woken bool
 	sides [numSides]bool
+	pods  int // of poller.pods
 }
 
 // newPoller polls the ports that are not nil, and looks for so long before it sleeps.
@@ -60,6 +68,9 @@ func (p *poller) add(fd int, index int32) error {
 	return nil
 }
 
+// remove takes a descriptor out that add has put in. The kernel has done so by itself where it was closed.
+func (p *poller) remove(fd int) { unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil) }
+
 // wait blocks until something is ready, or for at most timeout; a negative one is none.
 func (p *poller) wait(timeout time.Duration) (readiness, error) {
 	var r readiness
@@ -75,8 +86,13 @@ func (p *poller) wait(timeout time.Duration) (readiness, error) {
 		}
 	}
 	for _, ev := range p.events[:n] {
-		if ev.Fd != wakeIndex {
+		if ev.Fd < wakeIndex {
 			r.sides[ev.Fd] = true
+			continue
+		}
+		if ev.Fd > podIndex {
+			p.pods[r.pods] = uint32(ev.Fd - podIndex)
+			r.pods++
 			continue
 		}
 		r.woken = true

@@ -45,6 +45,9 @@ const (
 	Underlay       // over IPv4
 	Underlay6      // over IPv6
 	numSides
+	// Pod is all ports of pods, of which a worker has any number. They have one index in Counters.Ports.
+	Pod         = numSides
+	numCounters = numSides + 1
 )
 
 // String returns the side's name in counters and status.
@@ -54,13 +57,18 @@ func (s Side) String() string {
 		return "tap"
 	case Underlay:
 		return "underlay"
+	case Pod:
+		return "pods"
 	}
 	return "underlay6"
 }
 
+// Inner says whether frames of the side are the node's or its pods' own, and not encapsulated.
+func (s Side) Inner() bool { return s == TAP || s == Pod }
+
 // sent is the verdict of a packet that the side's port took.
 func (s Side) sent() packet.Verdict {
-	if s == TAP {
+	if s.Inner() {
 		return packet.Delivered
 	}
 	return packet.Encapsulated
@@ -73,6 +81,8 @@ func (s Side) refused(f *packet.Frame) packet.Verdict {
 		return f.RefusedAs
 	case s == TAP:
 		return packet.DropTAPWrite
+	case s == Pod:
+		return packet.DropPodWrite
 	}
 	return packet.DropUnderlaySend
 }

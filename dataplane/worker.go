@@ -32,6 +32,7 @@ type worker struct {
 	rx     *packet.Batch
 	made   *packet.Batch // packets of the engine's own, of this turn
 	tx     [numSides]packet.Batch
+	pods   podPorts
 	now    time.Duration    // of this turn
 	from   Side             // of this turn
 	at     int              // index in rx of the frame at hand
@@ -78,6 +79,11 @@ func (w *worker) run() error {
 				continue
 			}
 			if _, err := w.turn(side); err != nil {
+				return err
+			}
+		}
+		for _, number := range w.poller.pods[:ready.pods] {
+			if _, err := w.serve(number); err != nil {
 				return err
 			}
 		}
@@ -133,6 +139,7 @@ func (w *worker) snapshot() Counters {
 			c.Queued += uint64(f.Segments)
 		}
 	}
+	c.Queued += w.pods.queued()
 	c.Queued += uint64(w.outFragments.Held() + w.inFragments.Held())
 	return c
 }
@@ -164,14 +171,23 @@ func (w *worker) patience() time.Duration {
 // turn takes one batch from a port through every stage and writes what comes of it. It
 // returns the number of frames read.
 func (w *worker) turn(side Side) (int, error) {
-	w.rx.Reset()
-	w.made.Reset()
-	w.begin()
-	w.from = side
+	w.prepare(side)
 	n, err := w.ports[side].Read(w.rx)
 	if err != nil {
 		return n, err
 	}
+	return n, w.work(side)
+}
+
+func (w *worker) prepare(side Side) {
+	w.rx.Reset()
+	w.made.Reset()
+	w.begin()
+	w.from = side
+}
+
+// work decides the batch that was read, and writes what comes of it.
+func (w *worker) work(side Side) error {
 	set := w.engine.tables.Load()
 	in := &w.count.Ports[side]
 	for w.at = 0; w.at < len(w.rx.Frames); w.at++ {
@@ -185,10 +201,11 @@ func (w *worker) turn(side Side) (int, error) {
 	}
 	for side := range numSides {
 		if err := w.flush(side); err != nil {
-			return n, err
+			return err
 		}
 	}
-	return n, nil
+	w.flushPods()
+	return nil
 }
 
 // join makes a super-packet of the frame at hand and those behind it that belong to it. What is decided of it is decided of
@@ -212,6 +229,8 @@ func (w *worker) decide(side Side, set *tables.Set, f *packet.Frame) packet.Verd
 		return packet.DropNoTables
 	case side == TAP:
 		return w.outbound(set, f)
+	case side == Pod:
+		return w.fromPod(set, f)
 	default:
 		return w.inbound(set, f)
 	}
@@ -223,7 +242,11 @@ func (w *worker) settle(f *packet.Frame, v packet.Verdict) {
 	switch v {
 	case packet.None:
 	case packet.Delivered:
-		w.tx[TAP].Add(f)
+		if f.Pod == 0 {
+			w.tx[TAP].Add(f)
+		} else if !w.pods.add(f) {
+			w.settle(f, packet.DropPodWrite)
+		}
 	case packet.Encapsulated:
 		w.tx[underlayTo(f)].Add(f)
 	default:
@@ -259,6 +282,12 @@ func (w *worker) flush(side Side) error {
 		return nil
 	}
 	err := w.ports[side].Write(batch)
+	w.tally(side, batch)
+	return err
+}
+
+// tally counts what became of a batch that was written, and empties it.
+func (w *worker) tally(side Side, batch *packet.Batch) {
 	out := &w.count.Ports[side]
 	for _, f := range batch.Frames {
 		if f.Sent > 0 {
@@ -276,5 +305,4 @@ func (w *worker) flush(side Side) error {
 		}
 	}
 	batch.Reset()
-	return err
 }

@@ -218,7 +218,7 @@ func monotonicName() string {
 func (d *daemon) reportWay(r *trace.Record, offset time.Duration) *wayReport {
 	w := &wayReport{
 		Node: d.config.self.Name, Worker: r.Worker, Serial: r.Serial, Made: r.Made, About: r.About, From: r.From.String(), Peer: r.Peer(),
-		Packet: reportPacket(&r.Header, r.From != dataplane.TAP && !d.config.plainUDP()), Segments: r.Segments, Verdict: r.Verdict.String(), Cause: r.Verdict.Cause(),
+		Packet: reportPacket(&r.Header, !r.From.Inner() && !d.config.plainUDP()), Segments: r.Segments, Verdict: r.Verdict.String(), Cause: r.Verdict.Cause(),
 	}
 	if r.Made {
 		w.From = "engine"

@@ -198,7 +198,7 @@ func (p *producer) read(sight *dataplane.Sighting) {
 	f := sight.Frame
 	m := p.recall(sight.Serial)
 	*m = memory{serial: sight.Serial, from: sight.From, start: f.Start(), made: sight.Made}
-	if sight.From == dataplane.TAP && !sight.Made {
+	if sight.From.Inner() && !sight.Made {
 		p.capture(placeTAP, sight, m, FlagInbound, p.atTAP(f), true)
 	}
 }
@@ -235,7 +235,7 @@ func (p *producer) sent(sight *dataplane.Sighting) {
 
 func (p *producer) drop(sight *dataplane.Sighting) {
 	m := p.recall(sight.Serial)
-	if sight.Verdict == packet.DropTAPWrite || sight.Verdict == packet.DropUnderlaySend {
+	if sight.Verdict == packet.DropTAPWrite || sight.Verdict == packet.DropPodWrite || sight.Verdict == packet.DropUnderlaySend {
 		p.settleAll()
 	}
 	p.settle(sight.Serial, sight.Verdict)
@@ -247,7 +247,7 @@ func (p *producer) drop(sight *dataplane.Sighting) {
 		towards = FlagOutbound
 	}
 	switch {
-	case m.encapsulated || m.from != dataplane.TAP && f.Start() == m.start && !f.Detached:
+	case m.encapsulated || !m.from.Inner() && f.Start() == m.start && !f.Detached:
 		p.capture(placeDropIP, sight, m, towards, p.enclosed(f, m.encapsulated), false)
 	case m.from == dataplane.TAP && p.session.config.L3:
 		p.capture(placeDropIP, sight, m, towards, p.atTAP(f), false)

@@ -27,6 +27,17 @@ func (f *Frame) ARPTarget() (target, sender netip.Addr, ok bool) {
 	return netip.AddrFrom4([4]byte(arp[24:28])), netip.AddrFrom4([4]byte(arp[14:18])), true
 }
 
+// ARPFrom returns the sender's addresses in an ARP message of any kind; false when it is none of Ethernet and IPv4. Valid iff Parse returned
+// None and EtherType is that of ARP.
+func (f *Frame) ARPFrom() (mac MAC, sender netip.Addr, ok bool) {
+	arp := f.buf[f.L3:f.end]
+	const ethernetIPv4 = 1<<32 | EtherTypeIPv4<<16 | 6<<8 | 4
+	if len(arp) < arpLen || binary.BigEndian.Uint64(arp)>>16 != ethernetIPv4 {
+		return MAC{}, netip.Addr{}, false
+	}
+	return MAC(arp[8:14]), netip.AddrFrom4([4]byte(arp[14:18])), true
+}
+
 // AnswerARP turns the request in place into the reply that says: target is at mac.
 // Valid iff ARPTarget reported true.
 func (f *Frame) AnswerARP(mac MAC) {

@@ -27,6 +27,12 @@ var causes = [NumVerdicts]string{
 	DropMulticast:      "its destination is multicast or broadcast: the network is routed and carries neither",
 	DropMartian:        "its source or destination is never forwarded (loopback, link-local, unspecified, a multicast source): which process is bound to such an address?",
 
+	DropPodMAC:    "it came from a pod whose MAC is not its source: which process in the pod makes frames of its own, or changed the MAC?",
+	DropPodSource: "it came from a pod that does not have its IP source: which process in the pod uses a foreign address, or routes for others?",
+	DropPodARP:    "it is ARP from a pod in the name of somebody else: which process in the pod makes frames of its own?",
+	DropPodND:     "it is a router advertisement, a redirect or an advertisement for a foreign address from a pod: which process in the pod acts as router?",
+	DropPodDHCP:   "it came from a pod and a DHCP server's port: pods are no DHCP servers",
+
 	DropFragmentOverlap: "it overlaps or repeats another fragment of its datagram (RFC 5722): it was duplicated on its way or forged",
 	DropFragmentOrphan:  "the first fragment of its datagram did not come in time: look for loss or reordering on the underlay",
 	DropFragmentMemory:  "it came before the first fragment of its datagram, and too many such fragments wait already: look for loss, reordering or a flood of fragments",
@@ -51,6 +57,7 @@ var causes = [NumVerdicts]string{
 	DropEngine:       "it is for the engine's own address, which takes nothing but echo requests and replies",
 	DropTTL:          "its TTL or hop limit is used up: there is a routing loop, or the sender starts with too few hops (traceroute does on purpose)",
 	DropTooBig:       "it is larger than the path to the peer and may not be fragmented; the sender was told by ICMP how large it may be: compare the pod's MTU with the path's in tulle peers -o json",
+	DropPodWrite:     "the pod's port refused it: was the pod's interface removed or set down?",
 	DropTAPWrite:     "the TAP refused it: was the device removed or set down, or is this node's kernel out of memory?",
 	DropNextHop:      "the raw underlay does not know the Ethernet address that leads to the peer: does it answer ARP or ND (ip neighbour), and is it behind the link of --iface?",
 	DropUnderlaySend: "the underlay socket refused the datagram: is there a route to the peer's public address, and do firewall and neighbour table of this node let it out?",

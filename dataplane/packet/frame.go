@@ -89,6 +89,9 @@ type Frame struct {
 	// is one super-packet, bytes of L4 payload; 0 when unknown.
 	SegmentHint int
 
+	// Pod is the number of the pod's port that a frame goes out by; 0 for the TAP.
+	Pod uint32
+
 	// Remote is the outer source of a frame read from an underlay, and the outer
 	// destination of a frame to be written to one.
 	Remote netip.AddrPort

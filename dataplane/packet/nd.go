@@ -3,6 +3,7 @@ package packet
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 )
 
 // Neighbour Discovery messages (RFC 4861 section 4).
@@ -29,6 +30,19 @@ const (
 func (f *Frame) IsND() bool {
 	return f.isIPv6() && f.Proto == ProtoICMPv6 && f.FragmentOffset == 0 && f.L4 < f.end &&
 		f.buf[f.L4] >= ndFirst && f.buf[f.L4] <= ndLast
+}
+
+// Advertises reports whether an ND message speaks for somebody who has none of the addresses: a router advertisement, a redirect, or an
+// advertisement of another address. Valid iff IsND.
+func (f *Frame) Advertises(except ...netip.Addr) bool {
+	nd := f.buf[f.L4:f.end]
+	switch nd[0] {
+	case ndSolicitation, ndFirst:
+		return false
+	case ndAdvert:
+		return len(nd) < ndHeaderLen || !slices.Contains(except, netip.AddrFrom16([16]byte(nd[8:24])))
+	}
+	return true
 }
 
 // NDTarget returns the address that a neighbour solicitation asks for and who asks. It reports false for everything

@@ -12,7 +12,7 @@ const None Verdict = 0
 const (
 	// The packet left, or was used up.
 	Encapsulated  Verdict = iota + 1 // sent to a peer on the underlay
-	Delivered                        // written to the TAP
+	Delivered                        // written to the TAP or to a pod's port
 	ARPAnswered                      // a request that the engine answered
 	NDAnswered                       // a neighbour solicitation that the engine answered
 	EchoAnswered                     // an echo request to the engine's own address
@@ -33,6 +33,13 @@ const (
 	DropOffload        // vnet_hdr or super-packet metadata contradicts the headers
 	DropMulticast      // multicast or broadcast destination: the network is routed
 	DropMartian        // a source or destination that is never forwarded: loopback, link-local, unspecified, multicast source
+
+	// What a pod sends by a port of its own, beside these.
+	DropPodMAC    // its source is not the pod's MAC
+	DropPodSource // its IP source is not the pod's
+	DropPodARP    // ARP whose sender is not the pod
+	DropPodND     // a router advertisement, a redirect, or an advertisement for somebody else's address
+	DropPodDHCP   // from a DHCP server's port
 
 	// Fragments.
 	DropFragmentOverlap // overlaps another fragment of its datagram, or repeats one (RFC 5722)
@@ -63,6 +70,7 @@ const (
 	DropTTL          // TTL or hop limit used up
 	DropTooBig       // larger than the path to the peer, and may not be fragmented
 	DropTAPWrite     // the TAP refused the frame
+	DropPodWrite     // the pod's port refused the frame
 	DropNextHop      // the underlay does not know which neighbour leads to the peer
 	DropUnderlaySend // the underlay socket refused the datagram
 
@@ -91,6 +99,11 @@ var verdictNames = [NumVerdicts]string{
 	DropOffload:          "drop_offload",
 	DropMulticast:        "drop_multicast",
 	DropMartian:          "drop_martian",
+	DropPodMAC:           "drop_pod_mac",
+	DropPodSource:        "drop_pod_source",
+	DropPodARP:           "drop_pod_arp",
+	DropPodND:            "drop_pod_nd",
+	DropPodDHCP:          "drop_pod_dhcp",
 	DropFragmentOverlap:  "drop_fragment_overlap",
 	DropFragmentOrphan:   "drop_fragment_orphan",
 	DropFragmentMemory:   "drop_fragment_memory",
@@ -113,6 +126,7 @@ var verdictNames = [NumVerdicts]string{
 	DropTTL:              "drop_ttl",
 	DropTooBig:           "drop_too_big",
 	DropTAPWrite:         "drop_tap_write",
+	DropPodWrite:         "drop_pod_write",
 	DropNextHop:          "drop_next_hop",
 	DropUnderlaySend:     "drop_underlay_send",
 }

@@ -20,7 +20,7 @@ import (
 type Kind uint8
 
 const (
-	// Local routes lead to pods of this node, through the TAP.
+	// Local routes lead to pods of this node, through the TAP or a port of the pod's own.
 	Local Kind = iota + 1
 	// ToPeer routes lead to another node, through the underlay.
 	ToPeer
@@ -85,11 +85,33 @@ type Peer struct {
 	Native   bool           // the kernel sends there by itself, without the engine
 }
 
+// A Pod is a pod of this node whose interface the engine holds the other end of: a port of its own. It is not changed.
+type Pod struct {
+	Port     uint32     // its number, not 0
+	MAC      MAC        // of the pod
+	Gateway  MAC        // of the other end
+	Addr4    netip.Addr // zero without IPv4
+	Addr6    netip.Addr // zero without IPv6
+	Gateway4 netip.Addr // link-local; the engine answers for them
+	Gateway6 netip.Addr
+}
+
+// Addrs returns the pod's addresses.
+func (p *Pod) Addrs() (addrs []netip.Addr) {
+	for _, a := range []netip.Addr{p.Addr4, p.Addr6} {
+		if a.IsValid() {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
 // A Route is one FIB entry.
 type Route struct {
 	Prefix netip.Prefix
 	Kind   Kind
 	Peer   *Peer // valid iff Kind is ToPeer
+	Pod    *Pod  // of a Local route: whose port it leads to, nil for the TAP
 }
 
 // A Set is everything that a packet's way depends on, immutable. Every method is safe for
@@ -98,6 +120,7 @@ type Set struct {
 	Generation uint64
 	Node       Node
 
+	ports   bool // some route leads to a pod's port
 	fib     bart.Fast[*Route]
 	sources bart.Fast[*Peer]
 	peers   map[netip.Addr]*Peer
@@ -155,6 +178,10 @@ func (s *Set) addRoute(r Route) error {
 	if r.Kind < Local || r.Kind > Reject || (r.Kind == ToPeer) != (r.Peer != nil) {
 		return fmt.Errorf("compile tables: route %s is of kind %s: a peer route names a peer, the others none", r.Prefix, r.Kind)
 	}
+	if r.Pod != nil && (r.Kind != Local || r.Pod.Port == 0) {
+		return fmt.Errorf("compile tables: route %s is of kind %s to the port %d of a pod", r.Prefix, r.Kind, r.Pod.Port)
+	}
+	s.ports = s.ports || r.Pod != nil
 	s.fib.Insert(r.Prefix, &r)
 	return nil
 }
@@ -163,6 +190,17 @@ func (s *Set) addRoute(r Route) error {
 func (s *Set) Lookup(dst netip.Addr) *Route {
 	r, _ := s.fib.Lookup(dst)
 	return r
+}
+
+// PodAt returns the pod that has dst and a port, or nil.
+func (s *Set) PodAt(dst netip.Addr) *Pod {
+	if !s.ports {
+		return nil
+	}
+	if r := s.Lookup(dst); r != nil {
+		return r.Pod
+	}
+	return nil
 }
 
 // PeerAt returns the peer whose packets come from the outer address addr, or nil.

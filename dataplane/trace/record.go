@@ -66,7 +66,7 @@ func (r *Record) add(s *dataplane.Sighting, link Link) {
 	switch s.Point {
 	case dataplane.AtRead:
 		step.TTL = r.Header.TTL
-		if s.From != dataplane.TAP {
+		if !s.From.Inner() {
 			step.Remote = s.Frame.Remote
 		}
 	case dataplane.AtFlow:

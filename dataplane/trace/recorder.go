@@ -113,7 +113,7 @@ func (r *Recorder) Observe(s *dataplane.Sighting) {
 func (r *Recorder) meet(l *lane, record *Record, s *dataplane.Sighting) {
 	link := Ethernet
 	switch {
-	case s.From != dataplane.TAP:
+	case !s.From.Inner():
 		link = r.link
 	case s.Frame.Detached:
 		link = BareIP
