@@ -117,6 +117,9 @@ func applyIFB(link netlink.Link) (ifb netlink.Link, changed bool, err error) {
 
 // removeLimits removes what does not go with the pod's link.
 func (p Pod) removeLimits() error {
+	if p.Link == "" {
+		return nil
+	}
 	ifb, err := netlink.LinkByName(ifbName(p.Link))
 	if err == nil {
 		err = netlink.LinkDel(ifb)

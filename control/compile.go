@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/tulle-net/tulle/control/netconf"
@@ -51,6 +52,13 @@ func ownRoutes(s State) (routes []tables.Route) {
 		add(hostPrefix(TunnelAddr(own.subnet)), tables.Host)
 		add(hostPrefix(GatewayAddr(own.subnet)), tables.Host)
 		add(hostPrefix(EngineAddr(own.subnet)), tables.Reject)
+		for _, p := range s.Pods {
+			for _, a := range p.Addrs() {
+				if own.subnet.Contains(a) && !slices.Contains(PodReserved(own.subnet), a) {
+					routes = append(routes, tables.Route{Prefix: hostPrefix(a), Kind: tables.Local, Pod: p})
+				}
+			}
+		}
 	}
 	return routes
 }

@@ -76,11 +76,14 @@ type State struct {
 	Direct  bool // packets to peers on link leave without encapsulation, by the kernel's routes
 	Peers   []Node
 	Natives []Native // what OnLink makes of those of Peers that have routes
+	// Pods are those of this node to which the engine has ports of their own. They are for the tables alone; what is there next is a new
+	// list.
+	Pods []*tables.Pod
 }
 
 // Equal says whether both states lead to the same tables and the same kernel state.
 func (s State) Equal(o State) bool {
-	return s.sameKernel(o) && s.Port == o.Port && slices.Equal(s.Peers, o.Peers) && maps.Equal(s.PathMTU, o.PathMTU) && maps.Equal(s.OnLink, o.OnLink)
+	return s.sameKernel(o) && s.Port == o.Port && slices.Equal(s.Peers, o.Peers) && maps.Equal(s.PathMTU, o.PathMTU) && maps.Equal(s.OnLink, o.OnLink) && slices.Equal(s.Pods, o.Pods)
 }
 
 // sameKernel says whether both states lead to the same kernel state.

@@ -30,9 +30,10 @@ const (
 	podProtocol = 85
 )
 
-// A Pod is a pod of this node behind a link, as the kernel's routes and its netfilter know it.
+// A Pod is a pod of this node behind a link, as the kernel's routes and its netfilter know it; or one that the engine has a port to. What
+// that one sends the engine holds to its addresses, and nothing that the engine hands over is for it.
 type Pod struct {
-	Link  string
+	Link  string // empty: the engine has a port to it
 	Addrs []netip.Addr
 	MAC   net.HardwareAddr
 	Ports []netfilter.Port // of the node that lead to it
@@ -160,6 +161,9 @@ func (k Kernel) routesOf(f kernelFamily, p Pod, tapIndex, linkIndex int) (routes
 		route := in[len(in)-2] // as the network's, to the TAP
 		route.Dst, route.Table, route.Protocol = ipNet(hostPrefix(a)), engineTable, podProtocol
 		routes = append(routes, route)
+		if p.Link == "" { // else the packet would go back to the engine, until its TTL is used up, while that has no port
+			routes = append(routes, netlink.Route{Dst: route.Dst, Table: podTable, Protocol: podProtocol, Type: unix.RTN_UNREACHABLE, Priority: route.Priority})
+		}
 		if linkIndex != 0 {
 			routes = append(routes, netlink.Route{
 				Dst: route.Dst, Table: podTable, Protocol: podProtocol, Type: unix.RTN_UNICAST, LinkIndex: linkIndex,
@@ -228,6 +232,9 @@ func ownedPodRoutes(family int) (routes []netlink.Route, err error) {
 
 func pins(pods []Pod) (all []pin.Pod) {
 	for _, p := range pods {
+		if p.Link == "" {
+			continue
+		}
 		all = append(all, pin.Pod{Link: p.Link, Addrs: p.Addrs, MAC: p.MAC})
 	}
 	return all
@@ -237,7 +244,10 @@ func (k Kernel) pins() []pin.Pod { return pins(k.Pods) }
 
 // pin changes what is pinned, or makes it all anew when it is not what was left.
 func (k Kernel) pin(add, remove []Pod) error {
-	if pin.Change(pins(add), pins(remove)) == nil && len(k.Pods) > 0 {
+	if len(pins(add))+len(pins(remove)) == 0 {
+		return nil
+	}
+	if pin.Change(pins(add), pins(remove)) == nil && len(k.pins()) > 0 {
 		return nil
 	}
 	_, err := pin.Apply(k.pins())
@@ -250,9 +260,13 @@ func (k Kernel) addPod(p Pod) error {
 	if err != nil {
 		return fmt.Errorf("link %s: %w", k.TAP, err)
 	}
-	link, err := netlink.LinkByName(p.Link)
-	if err != nil {
-		return fmt.Errorf("link %s: %w", p.Link, err)
+	index := 0
+	if p.Link != "" {
+		link, err := netlink.LinkByName(p.Link)
+		if err != nil {
+			return fmt.Errorf("link %s: %w", p.Link, err)
+		}
+		index = link.Attrs().Index
 	}
 	for _, f := range k.families() {
 		if !f.subnet.IsValid() {
@@ -261,7 +275,7 @@ func (k Kernel) addPod(p Pod) error {
 		if _, err := k.applyRules(f); err != nil {
 			return err
 		}
-		for _, r := range k.routesOf(f, p, tap.Attrs().Index, link.Attrs().Index) {
+		for _, r := range k.routesOf(f, p, tap.Attrs().Index, index) {
 			if err := netlink.RouteReplace(&r); err != nil {
 				return fmt.Errorf("add route %s to table %d: %w", r.Dst, r.Table, err)
 			}
@@ -315,6 +329,9 @@ func (r *Reconciler) SetPods(pods []Pod) {
 func (r *Reconciler) PinPod(p Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if p.Link == "" {
+		return nil // the engine does
+	}
 	if r.want.NoNetfilter {
 		return errors.New("pods cannot be held to their addresses: this kernel has no nftables (CONFIG_NF_TABLES)")
 	}
@@ -326,6 +343,9 @@ func (r *Reconciler) PinPod(p Pod) error {
 func (r *Reconciler) AddPod(p Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if p.Link == "" {
+		r.want.Pods = append(slices.Clip(r.want.Pods), p)
+	}
 	if err := r.want.addPod(p); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/tulle-net/tulle/dataplane/packet"
@@ -31,9 +32,12 @@ func (e *Engine) SetPods(all []PodPort) error {
 func (e *Engine) Attach(ctx context.Context, p PodPort) error {
 	for i, w := range e.workers {
 		var err error
-		if berr := w.atBoundary(ctx, func() { err = w.attach(p, i) }); berr != nil || err != nil {
-			e.Detach(context.WithoutCancel(ctx), p.Pod.Port)
-			return fmt.Errorf("port %d of worker %d: %w, %w", p.Pod.Port, i, berr, err)
+		if berr := w.atBoundary(ctx, func() {
+			if !w.over() {
+				err = w.attach(p, i)
+			}
+		}); berr != nil || err != nil {
+			return fmt.Errorf("port %d of worker %d: %w", p.Pod.Port, i, errors.Join(berr, err, e.Detach(context.WithoutCancel(ctx), p.Pod.Port)))
 		}
 	}
 	return nil
@@ -42,7 +46,11 @@ func (e *Engine) Attach(ctx context.Context, p PodPort) error {
 // Detach takes a pod's port away, after tables without it were published: when it returns nobody uses it.
 func (e *Engine) Detach(ctx context.Context, number uint32) error {
 	for i, w := range e.workers {
-		if err := w.atBoundary(ctx, func() { w.detach(number) }); err != nil {
+		if err := w.atBoundary(ctx, func() {
+			if !w.over() {
+				w.detach(number)
+			}
+		}); err != nil {
 			return fmt.Errorf("port %d of worker %d: %w", number, i, err)
 		}
 	}
@@ -102,6 +110,16 @@ func (w *worker) attach(p PodPort, worker int) error {
 		return nil
 	}
 	return w.poller.add(p.Ports[worker].FD(), podIndex+int32(number))
+}
+
+// over reports whether the worker has ended: it has no poller any more.
+func (w *worker) over() bool {
+	select {
+	case <-w.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 func (w *worker) detach(number uint32) {

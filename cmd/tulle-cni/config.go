@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -18,7 +19,8 @@ import (
 
 const (
 	defaultRunDir       = "/run/tulle"
-	attachVeth          = "veth"
+	attachVeth          = cniapi.KindVeth
+	attachTAP           = cniapi.KindTAP
 	attachBridge        = "bridge"
 	validAttachmentsKey = "cni.dev/valid-attachments"
 )
@@ -54,8 +56,8 @@ func parseConfig(data []byte) (*config, error) {
 	if !filepath.IsAbs(c.RunDir) || filepath.Clean(c.RunDir) != c.RunDir {
 		return nil, configError("runDir %q is not an absolute path without detours", c.RunDir)
 	}
-	if c.Attachment = cmp.Or(c.Attachment, attachVeth); c.Attachment != attachVeth && c.Attachment != attachBridge {
-		return nil, configError("attachment %q: %s and %s are known", c.Attachment, attachVeth, attachBridge)
+	if c.Attachment = cmp.Or(c.Attachment, attachVeth); !slices.Contains([]string{attachVeth, attachTAP, attachBridge}, c.Attachment) {
+		return nil, configError("attachment %q: %s, %s and %s are known", c.Attachment, attachVeth, attachTAP, attachBridge)
 	}
 	return c, nil
 }

@@ -92,7 +92,7 @@ func add(c *config, args *skel.CmdArgs) error {
 
 // attach asks the daemon for the container's interface, with the addresses of another plugin if one is named.
 func attach(c *config, args *skel.CmdArgs) (made cniapi.AddResult, err error) {
-	request := cniapi.AddRequest{Attachment: attachment(c, args), MAC: c.RuntimeConfig.MAC, Ports: c.RuntimeConfig.PortMappings, Bandwidth: c.RuntimeConfig.Bandwidth}
+	request := cniapi.AddRequest{Attachment: attachment(c, args), Kind: c.Attachment, MAC: c.RuntimeConfig.MAC, Ports: c.RuntimeConfig.PortMappings, Bandwidth: c.RuntimeConfig.Bandwidth}
 	if c.IPAM.Type == "" {
 		if request.Addrs, err = c.addrs(); err == nil {
 			err = c.ask(cniapi.PathAdd, request, &made)
@@ -192,8 +192,10 @@ func status(c *config, _ *skel.CmdArgs) error {
 
 // extend adds what the daemon made to the result of the plugins before this one.
 func extend(result *cni.Result, args *skel.CmdArgs, made cniapi.AddResult) {
+	if made.Link != "" {
+		result.Interfaces = append(result.Interfaces, &cni.Interface{Name: made.Link, Mac: made.LinkMAC, Mtu: made.MTU})
+	}
 	result.Interfaces = append(result.Interfaces,
-		&cni.Interface{Name: made.Link, Mac: made.LinkMAC, Mtu: made.MTU},
 		&cni.Interface{Name: args.IfName, Mac: made.MAC, Mtu: made.MTU, Sandbox: args.Netns})
 	index := len(result.Interfaces) - 1
 	for _, ip := range made.IPs {

@@ -41,6 +41,7 @@ func (f *forwarder) adopt() error {
 		}
 		return err
 	})
+	f.pods.adopt(f.held)
 	if f.config.takeover {
 		return f.held.whole()
 	}
@@ -97,6 +98,7 @@ func (f *forwarder) parts() (all []part) {
 	if f.tap != nil && f.tap.Kind == tap.TAP {
 		add(partTAP, f.tapFit(), f.tap.Files())
 	}
+	f.pods.parts(add)
 	return all
 }
 

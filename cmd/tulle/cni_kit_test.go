@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime"
@@ -90,11 +91,24 @@ func newRuntime(t testing.TB, n lab.Node, version string) *cniRuntime {
 	return &cniRuntime{t, libcni.NewCNIConfigWithCacheDir([]string{bin}, t.TempDir(), nil), conflist(t, n.RunDir, version)}
 }
 
+// newTAPRuntime is one whose pods' interfaces are TAPs.
+func newTAPRuntime(t testing.TB, n lab.Node, version string) *cniRuntime {
+	t.Helper()
+	r := newRuntime(t, n, version)
+	r.list = conflistWith(t, n.RunDir, version, map[string]any{"attachment": "tap"})
+	return r
+}
+
 func conflist(t testing.TB, runDir, version string) *libcni.NetworkConfigList {
 	t.Helper()
-	data, err := json.Marshal(map[string]any{"cniVersion": version, "name": cniNetwork, "plugins": []map[string]any{
-		{"type": "tulle-cni", "runDir": runDir, "capabilities": map[string]bool{"ips": true, "mac": true, "portMappings": true, "bandwidth": true}},
-	}})
+	return conflistWith(t, runDir, version, nil)
+}
+
+func conflistWith(t testing.TB, runDir, version string, keys map[string]any) *libcni.NetworkConfigList {
+	t.Helper()
+	plugin := map[string]any{"type": "tulle-cni", "runDir": runDir, "capabilities": map[string]bool{"ips": true, "mac": true, "portMappings": true, "bandwidth": true}}
+	maps.Copy(plugin, keys)
+	data, err := json.Marshal(map[string]any{"cniVersion": version, "name": cniNetwork, "plugins": []map[string]any{plugin}})
 	if err != nil {
 		t.Fatal(err)
 	}

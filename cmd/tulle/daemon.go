@@ -117,6 +117,7 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 	if d.pods, err = openPods(d); err != nil {
 		return err
 	}
+	d.pods.restoreTAPs()
 	d.prepare(peers)
 	// What was adopted waits: it is forwarded with what was inherited before gossip has its disk and its sockets.
 	forwarding := begin(ctx, func(ctx context.Context) error { return d.forwarder.run(ctx, d.reconciler.Wake) })
@@ -174,7 +175,7 @@ func (c *daemonConfig) kernel(s control.State) control.Kernel {
 // prepare wires the stores to tables and kernel state, and publishes what is known without gossip.
 func (d *daemon) prepare(peers []control.Node) {
 	c := d.config
-	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu, Limits: c.limits, Direct: c.direct()}
+	base := control.State{Self: c.self, Network: c.conf.Network, IPv6Network: c.conf.IPv6Network, Port: c.port, MTU: c.mtu, Limits: c.limits, Direct: c.direct(), Pods: d.forwarder.pods.tables()}
 	idle := base
 	idle.Self.Subnet, idle.Self.IPv6Subnet = netip.Prefix{}, netip.Prefix{}
 	d.reconciler = control.NewReconciler(c.kernel(idle), d.reached)
@@ -189,6 +190,7 @@ func (d *daemon) prepare(peers []control.Node) {
 	}
 	d.forwarder.wayOut.onLink = d.network.setOnLink
 	d.network.setFile(d.file.View())
+	d.forwarder.pods.publish = d.network.setPods
 	d.forwarder.wayOut.resolver.Look() // what the kernel knows, before the first packet asks
 }
 

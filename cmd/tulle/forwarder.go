@@ -46,6 +46,7 @@ type forwarder struct {
 	prober     *prober
 	pings      pings
 	held       *held
+	pods       *podTAPs
 	now        func() time.Duration // the kernel's monotonic clock, the engine's and the flows': it goes on where the daemon before was killed
 
 	mu        sync.Mutex // guards the rest
@@ -69,6 +70,7 @@ type forwarder struct {
 func openForwarder(c *daemonConfig) (*forwarder, error) {
 	f := &forwarder{config: c, now: sinceBoot()}
 	f.held = newHeld(c, f.parts)
+	f.pods = newPodTAPs(f)
 	f.wayOut = openWayOut(c)
 	err := f.adopt()
 	if err == nil {
@@ -138,6 +140,9 @@ func (f *forwarder) attach(device *tap.Device) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if err := engine.SetPods(f.pods.ports()); err != nil {
+		return err
+	}
 	engine.Publish(f.set)
 	f.handOver(engine)
 	f.tap, f.engine = device, engine
@@ -276,7 +281,7 @@ func (f *forwarder) abandon() error {
 	if f.prober != nil {
 		errs = append(errs, f.prober.close())
 	}
-	return errors.Join(append(errs, f.wayOut.close())...)
+	return errors.Join(append(errs, f.pods.close(), f.wayOut.close())...)
 }
 
 // close closes TAP and sockets. keep leaves the TAP in the kernel, and everything that a holder has with it.
@@ -297,7 +302,7 @@ func (f *forwarder) close(keep bool) error {
 	if f.prober != nil {
 		errs = append(errs, f.prober.close())
 	}
-	errs = append(errs, f.wayOut.close())
+	errs = append(errs, f.pods.close(), f.wayOut.close())
 	// The flow table is left mapped: a listing may still be under way, and the process ends.
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean up: %w", err)

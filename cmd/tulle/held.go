@@ -10,6 +10,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -137,6 +138,16 @@ func (h *held) sort(set holder.Set) error {
 	h.inherited, h.lastState = parts, meta.State
 	h.state = meta.State // until there is another: this daemon may be killed too
 	return nil
+}
+
+// names lists the parts that begin with prefix, in order.
+func (h *held) names(prefix string) (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(h.inherited)) {
+		if strings.HasPrefix(name, prefix) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // adopt hands the descriptors of a part to f, which owns them unless it fails, and says whether it took them.

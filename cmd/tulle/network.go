@@ -73,6 +73,14 @@ func (n *network) setOnLink(macs map[netip.Addr]tables.MAC) {
 	n.refresh()
 }
 
+// setPods takes this node's pods to which the engine has ports. The list is not changed after.
+func (n *network) setPods(pods []*tables.Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.base.Pods = pods
+	n.refresh()
+}
+
 // reserved lists the subnets that static peers hold: gossip does not claim them.
 func (n *network) reserved() []netip.Prefix {
 	n.mu.Lock()

@@ -31,6 +31,7 @@ const podSweep = 10 * time.Second
 type pods struct {
 	daemon *daemon
 	store  *ipam.Store
+	taps   *podTAPs
 
 	alone sync.RWMutex // held by who changes pods, for writing by who must be alone
 	busy  keyedMutex
@@ -41,7 +42,7 @@ func openPods(d *daemon) (*pods, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pods{daemon: d, store: store}, nil
+	return &pods{daemon: d, store: store, taps: d.forwarder.pods}, nil
 }
 
 // known lists the pods of an earlier run, which have their links still.
@@ -58,6 +59,9 @@ func routed(l ipam.Lease) control.Pod {
 	pod := control.Pod{Link: podLink(l.Owner), Addrs: l.Addrs, Ports: mapped(l), In: in, Out: out}
 	if len(l.Addrs) > 0 {
 		pod.MAC = vethOf(l).MAC
+	}
+	if hasTAP(l) {
+		pod.Link = ""
 	}
 	return pod
 }
@@ -84,7 +88,7 @@ func (p *pods) add(r cniapi.AddRequest) (cniapi.AddResult, error) {
 	if err != nil {
 		return cniapi.AddResult{}, err
 	}
-	if err := checkMAC(r.MAC); err != nil {
+	if err := cmp.Or(checkMAC(r.MAC), p.checkKind(r)); err != nil {
 		return cniapi.AddResult{}, err
 	}
 	if err := p.ready(); err != nil {
@@ -99,14 +103,13 @@ func (p *pods) add(r cniapi.AddRequest) (cniapi.AddResult, error) {
 	if err != nil {
 		return cniapi.AddResult{}, err
 	}
-	lease, err := p.lease(ipam.Lease{Owner: owner, Netns: r.Netns, Addrs: r.Addrs, Ports: ports, MAC: r.MAC, MTU: mtu, Bandwidth: ipam.Bandwidth(r.Bandwidth)}, pools)
+	lease, err := p.lease(ipam.Lease{Owner: owner, Kind: r.Kind, Netns: r.Netns, Addrs: r.Addrs, Ports: ports, MAC: r.MAC, MTU: mtu, Bandwidth: ipam.Bandwidth(r.Bandwidth)}, pools)
 	if err != nil {
 		return cniapi.AddResult{}, coded(err)
 	}
-	v := vethOf(lease)
 	err = p.daemon.reconciler.PinPod(routed(lease))
 	if err == nil {
-		err = v.Add()
+		err = p.addInterface(lease)
 	}
 	if err == nil {
 		err = p.daemon.reconciler.AddPod(routed(lease))
@@ -114,8 +117,8 @@ func (p *pods) add(r cniapi.AddRequest) (cniapi.AddResult, error) {
 	if err != nil {
 		return cniapi.AddResult{}, coded(errors.Join(err, p.release(lease)))
 	}
-	slog.Info("pod added", "container", owner.Container, "interface", owner.Interface, "network", owner.Network, "addresses", lease.Addrs, "link", v.Link)
-	return resultOf(v), nil
+	slog.Info("pod added", "container", owner.Container, "interface", owner.Interface, "network", owner.Network, "addresses", lease.Addrs, "link", podLink(owner), "kind", lease.Kind)
+	return resultOf(lease), nil
 }
 
 // lease gives the owner addresses. Those of an attachment that went wrong before it had a link are given back first.
@@ -124,7 +127,7 @@ func (p *pods) lease(want ipam.Lease, pools []ipam.Pool) (ipam.Lease, error) {
 	if !errors.Is(err, ipam.ErrHeld) {
 		return lease, err
 	}
-	there, lerr := attach.Exists(podLink(want.Owner))
+	there, lerr := p.hasInterface(lease)
 	if lerr != nil || there {
 		return lease, errors.Join(lerr, err)
 	}
@@ -142,8 +145,19 @@ func vethOf(l ipam.Lease) attach.Veth {
 	return attach.Veth{Link: podLink(l.Owner), Netns: l.Netns, Interface: l.Interface, MAC: mac, MTU: l.MTU, Addrs: l.Addrs}
 }
 
-func resultOf(v attach.Veth) cniapi.AddResult {
-	r := cniapi.AddResult{Link: v.Link, LinkMAC: attach.LinkMAC.String(), MAC: v.MAC.String(), MTU: v.MTU}
+func (p *pods) addInterface(l ipam.Lease) error {
+	if hasTAP(l) {
+		return p.addTAP(l)
+	}
+	return vethOf(l).Add()
+}
+
+func resultOf(l ipam.Lease) cniapi.AddResult {
+	v := vethOf(l)
+	r := cniapi.AddResult{MAC: v.MAC.String(), MTU: v.MTU}
+	if !hasTAP(l) {
+		r.Link, r.LinkMAC = v.Link, attach.LinkMAC.String()
+	}
 	for _, a := range v.Addrs {
 		r.IPs = append(r.IPs, cniapi.IP{Address: netip.PrefixFrom(a, a.BitLen()), Gateway: attach.Gateway(a)})
 	}
@@ -156,6 +170,9 @@ func (p *pods) release(l ipam.Lease) error {
 		return err
 	}
 	if err := p.daemon.reconciler.RemovePod(routed(l)); err != nil {
+		return err
+	}
+	if err := p.releaseTAP(l); err != nil {
 		return err
 	}
 	return p.store.Free(l.Owner)
@@ -197,6 +214,9 @@ func (p *pods) check(r cniapi.CheckRequest) (cniapi.Empty, error) {
 		return cniapi.Empty{}, &cniapi.Error{Code: cniapi.CodeDamaged, Msg: fmt.Sprintf("%s has addresses %v, prevResult says %v", owner, lease.Addrs, r.Addrs)}
 	}
 	lease.Netns = r.Netns
+	if hasTAP(lease) {
+		return cniapi.Empty{}, coded(p.checkTAP(lease))
+	}
 	return cniapi.Empty{}, coded(vethOf(lease).Check())
 }
 
@@ -258,6 +278,9 @@ func (p *pods) sweep() error {
 	links := sync.OnceValues(attach.Links) // looked at by who works alone: none is in the making
 	var unknown error
 	err := p.collect("its link has gone", func(l ipam.Lease) bool {
+		if hasTAP(l) {
+			return p.goneTAP(l)
+		}
 		var names map[string]bool
 		names, unknown = links()
 		return unknown == nil && !names[podLink(l.Owner)]
@@ -279,8 +302,8 @@ func (p *pods) pool(r cniapi.Attachment) (cniapi.Pool, error) {
 		return cniapi.Pool{}, err
 	}
 	defer p.begin(owner)()
-	if _, leased := p.store.Lease(owner); leased {
-		there, err := attach.Exists(podLink(owner))
+	if lease, leased := p.store.Lease(owner); leased {
+		there, err := p.hasInterface(lease)
 		if err != nil || there {
 			return cniapi.Pool{}, coded(cmp.Or(err, attach.ErrExists))
 		}

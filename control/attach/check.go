@@ -59,6 +59,11 @@ func (v Veth) checkPod(peer int) error {
 	if _, ok := link.(*netlink.Veth); !ok || link.Attrs().ParentIndex != peer {
 		return fmt.Errorf("%s of %s is not the other end of %s: %w", v.Interface, v.Netns, v.Link, ErrDamaged)
 	}
+	return v.checkInterface(link)
+}
+
+// checkInterface holds the pod's end against what it has to be, in the pod's namespace.
+func (v Veth) checkInterface(link netlink.Link) error {
 	if err := v.checkLink(link, v.MAC); err != nil {
 		return err
 	}

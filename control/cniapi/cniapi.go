@@ -32,6 +32,12 @@ const (
 	CodeInternal         = 999
 )
 
+// Kinds of interface.
+const (
+	KindVeth = "veth" // one end of a pair
+	KindTAP  = "tap"  // a TAP whose other end the engine has
+)
+
 // Empty is a request or an answer without content.
 type Empty struct{}
 
@@ -46,6 +52,7 @@ type Attachment struct {
 // An AddRequest asks for an interface.
 type AddRequest struct {
 	Attachment
+	Kind  string       `json:"kind,omitempty"`  // KindVeth if empty
 	Addrs []netip.Addr `json:"addrs,omitempty"` // static ones, one for each family at most
 	MAC   string       `json:"mac,omitempty"`   // of the pod's interface
 	Ports []Port       `json:"ports,omitempty"`
@@ -71,7 +78,7 @@ type Port struct {
 
 // An AddResult says what the pod has now.
 type AddResult struct {
-	Link    string `json:"link"` // the node's end
+	Link    string `json:"link,omitempty"` // the node's end; KindTAP has none
 	LinkMAC string `json:"linkMAC"`
 	MAC     string `json:"mac"`
 	MTU     int    `json:"mtu"` // bytes, of both ends

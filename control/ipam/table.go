@@ -41,8 +41,9 @@ type Lease struct {
 	Ports []Port       `json:"ports,omitempty"`
 
 	// What else the interface was made with; nothing here depends on it.
-	MAC string `json:"mac,omitempty"` // asked for; empty: none in particular
-	MTU int    `json:"mtu"`           // bytes
+	Kind string `json:"kind,omitempty"` // of interface: cniapi's
+	MAC  string `json:"mac,omitempty"`  // asked for; empty: none in particular
+	MTU  int    `json:"mtu"`            // bytes
 
 	Bandwidth Bandwidth `json:"bandwidth,omitzero"`
 }

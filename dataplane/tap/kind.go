@@ -16,6 +16,9 @@ const (
 	Water Kind = "water" // github.com/songgao/water: a TAP without offloads, one system call a frame
 )
 
+// podTAP is the kind of a Pod.
+const podTAP Kind = "tap of a pod"
+
 // Kinds lists them, the fastest first.
 func Kinds() []Kind { return []Kind{TAP, TUN, Water} }
 
@@ -68,6 +71,8 @@ func (k Kind) flags() uint16 {
 		return unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 	case Water:
 		return unix.IFF_TAP | unix.IFF_NO_PI
+	case podTAP:
+		return unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 	}
 	return unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE
 }
@@ -79,6 +84,8 @@ func (k Kind) describe() string {
 		return "single-queue TUN"
 	case Water:
 		return "single-queue TAP without vnet_hdr"
+	case podTAP:
+		return "single-queue TAP"
 	}
 	return "multi-queue TAP"
 }

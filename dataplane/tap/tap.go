@@ -138,25 +138,36 @@ func attach(fd int, k Kind, name string) (string, error) {
 
 // probeOffloads takes the best set of offloads that the kernel accepts. They belong to the
 // device, so one queue's descriptor is enough.
-func (d *Device) probeOffloads() error {
+func (d *Device) probeOffloads() (err error) {
+	d.Offloads, err = probeOffloads(d.Queues[0].FD(), d.Name)
+	return err
+}
+
+func probeOffloads(fd int, name string) (Offloads, error) {
 	var err error
 	for _, offloads := range offloadLadder {
-		if err = unix.IoctlSetInt(d.Queues[0].FD(), unix.TUNSETOFFLOAD, int(offloads)); err == nil {
-			d.Offloads = offloads
-			return nil
+		if err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(offloads)); err == nil {
+			return offloads, nil
 		}
 	}
-	return fmt.Errorf("tap %s: TUNSETOFFLOAD: %w", d.Name, err)
+	return 0, fmt.Errorf("tap %s: TUNSETOFFLOAD: %w", name, err)
 }
 
 // SetPersistent says whether the device outlives its descriptors.
 func (d *Device) SetPersistent(on bool) error {
+	if err := setPersistent(d.Queues[0].FD(), on); err != nil {
+		return fmt.Errorf("%s %s: %w", d.Kind, d.Name, err)
+	}
+	return nil
+}
+
+func setPersistent(fd int, on bool) error {
 	value := 0
 	if on {
 		value = 1
 	}
-	if err := unix.IoctlSetInt(d.Queues[0].FD(), unix.TUNSETPERSIST, value); err != nil {
-		return fmt.Errorf("%s %s: TUNSETPERSIST: %w", d.Kind, d.Name, err)
+	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, value); err != nil {
+		return fmt.Errorf("TUNSETPERSIST: %w", err)
 	}
 	return nil
 }
