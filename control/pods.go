@@ -31,7 +31,8 @@ const (
 )
 
 // A Pod is a pod of this node behind a link, as the kernel's routes and its netfilter know it; or one that the engine has a port to. What
-// that one sends the engine holds to its addresses, and nothing that the engine hands over is for it.
+// that one sends the engine holds to its addresses, and what is for it goes to the TAP wherever it came from: by the TAP comes what is
+// mapped to one of its ports. It is none while the engine has no port: a packet would go round until its TTL is used up.
 type Pod struct {
 	Link  string // empty: the engine has a port to it
 	Addrs []netip.Addr
@@ -161,9 +162,6 @@ func (k Kernel) routesOf(f kernelFamily, p Pod, tapIndex, linkIndex int) (routes
 		route := in[len(in)-2] // as the network's, to the TAP
 		route.Dst, route.Table, route.Protocol = ipNet(hostPrefix(a)), engineTable, podProtocol
 		routes = append(routes, route)
-		if p.Link == "" { // else the packet would go back to the engine, until its TTL is used up, while that has no port
-			routes = append(routes, netlink.Route{Dst: route.Dst, Table: podTable, Protocol: podProtocol, Type: unix.RTN_UNREACHABLE, Priority: route.Priority})
-		}
 		if linkIndex != 0 {
 			routes = append(routes, netlink.Route{
 				Dst: route.Dst, Table: podTable, Protocol: podProtocol, Type: unix.RTN_UNICAST, LinkIndex: linkIndex,

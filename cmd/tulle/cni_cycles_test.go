@@ -24,7 +24,7 @@ import (
 
 var cycles = flag.Int("cycles", 200, "how often TestCNICycles adds and deletes a container")
 
-// TestCNICycles adds and deletes containers, some with ports and limits, from several sides at once, while plugins and daemon are killed at
+// TestCNICycles adds and deletes containers, with links and with TAPs, some with ports and limits, from several sides at once, while plugins and daemon are killed at
 // any point. A runtime that was not answered repeats its DEL; in the end nothing is left.
 func TestCNICycles(t *testing.T) {
 	const workers, cyclesPerKill = 4, 40
@@ -90,10 +90,15 @@ func (c *cycle) run(command string, cut bool) error {
 	}
 	asked := ports(cniapi.Port{HostPort: 9000 + c.worker, ContainerPort: 80, Protocol: []string{"tcp", "udp"}[c.worker%2]})
 	asked["bandwidth"] = cniapi.Bandwidth{EgressRate: 1e9, EgressBurst: 1 << 20}
-	if c.worker == 0 {
+	attachment := "veth"
+	switch c.worker {
+	case 0:
 		asked = nil
+	case 1, 2: // a UDP port and a TCP port
+		attachment = "tap"
+		delete(asked, "bandwidth")
 	}
-	config, err := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": cniNetwork, "type": "tulle-cni", "runDir": c.n.RunDir, "runtimeConfig": asked})
+	config, err := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": cniNetwork, "type": "tulle-cni", "runDir": c.n.RunDir, "attachment": attachment, "runtimeConfig": asked})
 	if err != nil {
 		return err
 	}

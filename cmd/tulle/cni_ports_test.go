@@ -110,7 +110,7 @@ func (r *cniRuntime) delWith(s *sandbox, capabilities map[string]any) error {
 // TestHostPorts reaches a container by its node's ports from everywhere, with and without masquerading, with a FORWARD chain that drops,
 // and after the daemon was killed.
 func TestHostPorts(t *testing.T) {
-	for name, args := range map[string][]string{"flat": nil, "island": {"--ip-masq"}} {
+	for name, args := range map[string][]string{"flat": nil, "island": {"--ip-masq"}, "flat, TAPs": nil, "island, TAPs": {"--ip-masq"}} {
 		t.Run(name, func(t *testing.T) {
 			l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 0, Routed: true, Family: lab.FamilyDual, NodeArgs: args})
 			n1, n2 := l.Nodes()[0], l.Nodes()[1]
@@ -120,6 +120,9 @@ func TestHostPorts(t *testing.T) {
 				}
 			}
 			r1, r2 := newRuntime(t, n1, "1.1.0"), newRuntime(t, n2, "1.1.0")
+			if strings.Contains(name, "TAPs") {
+				r1, r2 = newTAPRuntime(t, n1, "1.1.0"), newTAPRuntime(t, n2, "1.1.0")
+			}
 			h := &hostPorts{t: t, l: l, n1: n1, n2: n2, mapped: newSandbox(t, "mapped"), near: newSandbox(t, "near"), far: newSandbox(t, "far")}
 			all := ports(cniapi.Port{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}, cniapi.Port{HostPort: 8080, ContainerPort: 80, Protocol: "UDP"},
 				cniapi.Port{HostPort: 8081, ContainerPort: 80, Protocol: "tcp", HostIP: n1.PublicIP.String()},

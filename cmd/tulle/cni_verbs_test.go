@@ -75,6 +75,7 @@ func TestCNIVerbs(t *testing.T) {
 	n := l.Nodes()[0]
 	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		t.Run(version, func(t *testing.T) { lifeOf(t, n, newRuntime(t, n, version), version) })
+		t.Run(version+" tap", func(t *testing.T) { lifeOf(t, n, newTAPRuntime(t, n, version), version) })
 	}
 	traceless(t, n)
 }
@@ -129,15 +130,21 @@ func lifeOf(t *testing.T, n lab.Node, r *cniRuntime, version string) {
 
 func checkResult(t *testing.T, n lab.Node, s *sandbox, r *cni.Result, version string) {
 	t.Helper()
-	if len(r.Interfaces) != 2 || len(r.IPs) != 1 || len(r.Routes) != 1 {
+	if n := len(r.Interfaces); n < 1 || n > 2 || len(r.IPs) != 1 || len(r.Routes) != 1 {
 		t.Fatalf("result %+v", r)
 	}
-	node, pod, ip := r.Interfaces[0], r.Interfaces[1], r.IPs[0]
-	if node.Sandbox != "" || !strings.HasPrefix(node.Name, "tulle") || pod.Name != "eth0" || pod.Sandbox != s.name || ip.Interface == nil || *ip.Interface != 1 {
-		t.Errorf("interfaces %+v and %+v, address on %v", node, pod, ip.Interface)
+	last := len(r.Interfaces) - 1 // the only one with a TAP
+	pod, ip := r.Interfaces[last], r.IPs[0]
+	for _, node := range r.Interfaces[:last] {
+		if node.Sandbox != "" || !strings.HasPrefix(node.Name, "tulle") || version == "1.1.0" && node.Mtu != 1450 {
+			t.Errorf("interface %+v", node)
+		}
 	}
-	if version == "1.1.0" && (pod.Mtu != 1450 || node.Mtu != 1450) {
-		t.Errorf("MTU %d and %d", pod.Mtu, node.Mtu)
+	if pod.Name != "eth0" || pod.Sandbox != s.name || ip.Interface == nil || *ip.Interface != last {
+		t.Errorf("interface %+v, address on %v", pod, ip.Interface)
+	}
+	if version == "1.1.0" && pod.Mtu != 1450 {
+		t.Errorf("MTU %d", pod.Mtu)
 	}
 	if a, _ := netip.AddrFromSlice(ip.Address.IP); !n.Subnet.Contains(a.Unmap()) || !strings.HasSuffix(ip.Address.String(), "/32") || ip.Gateway.String() != "169.254.1.1" {
 		t.Errorf("address %v via %v", &ip.Address, ip.Gateway)
@@ -163,12 +170,18 @@ func checkResult(t *testing.T, n lab.Node, s *sandbox, r *cni.Result, version st
 	}
 }
 
-// TestCNIConcurrent adds 200 containers at once: each has an address of its own. Then it deletes them at once.
+// TestCNIConcurrent adds 200 containers at once, every third with a TAP: each has an address of its own. Then it deletes them at once.
 func TestCNIConcurrent(t *testing.T) {
 	const containers = 200
 	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile})
 	n := l.Nodes()[0]
-	r := newRuntime(t, n, "1.1.0")
+	links, taps := newRuntime(t, n, "1.1.0"), newTAPRuntime(t, n, "1.1.0")
+	of := func(i int) *cniRuntime {
+		if i%3 == 0 {
+			return taps
+		}
+		return links
+	}
 	boxes, addrs := make([]*sandbox, containers), make([]netip.Addr, containers)
 	for i := range boxes {
 		boxes[i] = newSandbox(t, fmt.Sprint("c", i))
@@ -187,7 +200,7 @@ func TestCNIConcurrent(t *testing.T) {
 		wg.Wait()
 	}
 	all("ADD", func(i int) error {
-		result, err := r.tryAdd(boxes[i], nil)
+		result, err := of(i).tryAdd(boxes[i], nil)
 		if err == nil {
 			addrs[i] = addrsOf(result)[0]
 		}
@@ -204,8 +217,8 @@ func TestCNIConcurrent(t *testing.T) {
 	for range 10 {
 		reach(t, boxes[rand.IntN(containers)].run, addrs[rand.IntN(containers)])
 	}
-	all("CHECK", func(i int) error { return r.check(boxes[i]) })
-	all("DEL", func(i int) error { return r.del(boxes[i]) })
+	all("CHECK", func(i int) error { return of(i).check(boxes[i]) })
+	all("DEL", func(i int) error { return of(i).del(boxes[i]) })
 	traceless(t, n)
 }
 

@@ -48,7 +48,9 @@ func openPods(d *daemon) (*pods, error) {
 // known lists the pods of an earlier run, which have their links still.
 func (p *pods) known() (all []control.Pod) {
 	for _, l := range p.store.Leases() {
-		all = append(all, routed(l))
+		if !hasTAP(l) || p.taps.has(podLink(l.Owner)) {
+			all = append(all, routed(l))
+		}
 	}
 	return all
 }

@@ -105,6 +105,9 @@ func (p *pods) goneTAP(l ipam.Lease) bool {
 	attached := p.taps.at(podLink(l.Owner))
 	if attached == nil {
 		err := p.attachAgain(l)
+		if err == nil {
+			err = p.daemon.reconciler.AddPod(routed(l))
+		}
 		gone := errors.Is(err, attach.ErrNetns) || errors.Is(err, attach.ErrDamaged)
 		if err != nil && !gone {
 			slog.Error("a pod's TAP is not attached", "container", l.Container, "interface", l.Interface, "error", err)
