@@ -70,7 +70,7 @@ func (p *pods) addTAP(l ipam.Lease) error {
 func (p *pods) attachAgain(l ipam.Lease) error {
 	t := p.taps.take(podLink(l.Owner))
 	if t == nil {
-		there, err := attach.ExistsIn(l.Netns, l.Interface)
+		there, err := tapOf(l).Exists()
 		if err == nil && !there {
 			err = fmt.Errorf("%s of %s: %w", l.Interface, l.Netns, attach.ErrDamaged)
 		}
@@ -157,7 +157,7 @@ func (p *pods) hasInterface(l ipam.Lease) (bool, error) {
 	if p.taps.has(podLink(l.Owner)) {
 		return true, nil
 	}
-	there, err := attach.ExistsIn(l.Netns, l.Interface)
+	there, err := tapOf(l).Exists()
 	if errors.Is(err, attach.ErrNetns) {
 		return false, nil
 	}

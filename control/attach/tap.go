@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -91,18 +92,30 @@ func removeIndex(index int) error {
 	return err
 }
 
-// ExistsIn is Exists for the namespace that a path names.
-func ExistsIn(path, name string) (there bool, err error) {
-	ns, err := openNetns(path)
+// Exists reports whether the pod has the TAP, and not something else of its name: a path may name another pod's namespace than it did.
+func (t TAP) Exists() (there bool, err error) {
+	ns, err := openNetns(t.Netns)
 	if err != nil {
 		return false, err
 	}
 	defer ns.Close()
 	err = within(ns, func() (err error) {
-		there, err = Exists(name)
+		_, there, err = t.find()
 		return err
 	})
 	return there, err
+}
+
+// find runs in the pod's namespace.
+func (t TAP) find() (link netlink.Link, there bool, err error) {
+	link, err = netlink.LinkByName(t.Interface)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return link, link.Type() == tapType && slices.Equal(link.Attrs().HardwareAddr, t.MAC), nil
 }
 
 // Within runs f in the pod's namespace.
@@ -126,15 +139,9 @@ func (t TAP) Remove() error {
 	}
 	defer ns.Close()
 	return within(ns, func() error {
-		link, err := netlink.LinkByName(t.Interface)
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			return nil
-		}
-		if err != nil {
+		link, there, err := t.find()
+		if err != nil || !there {
 			return err
-		}
-		if link.Type() != tapType || link.Attrs().HardwareAddr.String() != t.MAC.String() {
-			return nil // another has the name now
 		}
 		return netlink.LinkDel(link)
 	})
