@@ -1,6 +1,10 @@
 package dataplane
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/tulle-net/tulle/dataplane/packet"
+)
 
 // BenchmarkObserve is the way of a packet of a known flow to a peer, in batches of 64, with nobody looking and with somebody.
 func BenchmarkObserve(b *testing.B) {
@@ -10,6 +14,7 @@ func BenchmarkObserve(b *testing.B) {
 	}{{"off", nil}, {"on", func(*Sighting) {}}} {
 		b.Run(c.name, func(b *testing.B) {
 			r := newRig(b)
+			r.engine.Publish(testTables(b)) // without ports of pods
 			for _, p := range r.ports {
 				p.discard = true
 			}
@@ -23,6 +28,42 @@ func BenchmarkObserve(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; i < b.N; i += len(batch) {
 				r.send(TAP, batch...)
+			}
+		})
+	}
+}
+
+// BenchmarkWays are the ways of packets of known flows, in batches of 64, without ports of pods in the tables and with two.
+func BenchmarkWays(b *testing.B) {
+	for _, c := range []struct {
+		name  string
+		from  Side
+		frame memFrame
+		pods  bool
+	}{
+		{"TAP to peer", TAP, outTo("10.0.2.9")(b), false},
+		{"peer to TAP", Underlay, inFrom("10.0.2.9", "10.0.1.9")(b), false},
+		{"TAP to peer, beside pods", TAP, outTo("10.0.2.9")(b), true},
+		{"peer to TAP, beside pods", Underlay, inFrom("10.0.2.9", "10.0.1.9")(b), true},
+		{"pod to peer", Pod, ofPod(pod1, "10.0.2.9")(b), true},
+		{"peer to pod", Underlay, inFrom("10.0.2.9", pod1)(b), true},
+		{"pod to pod", Pod, ofPod(pod1, pod2)(b), true},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			r := newRig(b, func(c *Config) { c.Join = packet.Joining{} })
+			if !c.pods {
+				r.engine.Publish(testTables(b))
+			}
+			for _, p := range append(r.pods, r.ports[:]...) {
+				p.discard = true
+			}
+			batch := make([]memFrame, 64)
+			for i := range batch {
+				batch[i] = c.frame
+			}
+			b.ReportAllocs()
+			for i := 0; i < b.N; i += len(batch) {
+				r.send(c.from, batch...)
 			}
 		})
 	}

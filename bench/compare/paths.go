@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/tulle-net/tulle/control/cniapi"
 	"github.com/tulle-net/tulle/scripts/lab"
 )
 
@@ -23,6 +24,8 @@ type Path struct {
 	Device   string   // lab.DeviceTAP if empty
 	NodeArgs []string // more of the daemons' command line
 	Router   string   // a kind of package router, in place of flannel's udp backend
+	// Attachment is that of the pods, of cniapi's kinds; with none they are the lab's, whose kernels route to them without rules.
+	Attachment string
 	// KernelPeer makes the second node one of kernel VXLAN.
 	KernelPeer bool
 	// Direct joins the pods by a veth and nothing else: the generator's own limit. There is no underlay then.
@@ -45,6 +48,8 @@ var Paths = []Path{
 	{Name: "tulle-packet", Title: "tulle, VXLAN, packet sockets", Tulle: true, NodeArgs: []string{"--underlay", "packet"}},
 	{Name: "tulle-tun", Title: "tulle, VXLAN, wireguard/tun as device", Tulle: true, Device: lab.DeviceTUN},
 	{Name: "tulle-water", Title: "tulle, VXLAN, water as device", Tulle: true, Device: lab.DeviceWater},
+	{Name: "tulle-veth", Title: "tulle, VXLAN, CNI attachment veth", Tulle: true, Attachment: cniapi.KindVeth},
+	{Name: "tulle-tap", Title: "tulle, VXLAN, CNI attachment tap", Tulle: true, Attachment: cniapi.KindTAP},
 	{Name: "tulle-kernel", Title: "tulle to a kernel VXLAN node", Tulle: true, KernelPeer: true},
 	{Name: "water", Title: "one packet per system call (water)", Router: "water", Backend: lab.BackendUDP},
 	{Name: "wireguard", Title: "segments in batches (wireguard/tun, no crypto)", Router: "wireguard", Backend: lab.BackendUDP},
@@ -78,6 +83,9 @@ func (p Path) carries(family string) bool {
 func (p Path) config(o Options) lab.Config {
 	c := lab.Config{Nodes: 2, Pods: 1, Dir: o.Dir, Family: o.Family, Backend: p.Backend, Store: lab.StoreFile, Executable: o.Executable,
 		Device: p.Device, NodeArgs: p.NodeArgs, Ephemeral: true, Kernel: map[int]bool{1: !p.Tulle, 2: !p.Tulle || p.KernelPeer}}
+	if p.Attachment != "" {
+		c.Pods = 0
+	}
 	if p.Router != "" {
 		c.FlannelPeer, c.PeerArgs = o.Executable, append(slices.Clone(o.RouterArgs), p.Router)
 	}

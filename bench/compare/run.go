@@ -177,6 +177,13 @@ func (r *run) lab(ctx context.Context, s *session, path Path) (err error) {
 		defer func() { err = errors.Join(err, l.Down()) }()
 		err = r.prepare(l, s, path)
 	}
+	if err == nil && path.Attachment != "" {
+		var pods *attached
+		if pods, err = attach(ctx, l.Nodes(), path.Attachment); err == nil {
+			defer func() { err = errors.Join(err, pods.Close()) }()
+			s.ends = r.ends(pods.in, pods.addrs)
+		}
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -201,6 +208,9 @@ func (r *run) prepare(l *lab.Lab, s *session, path Path) error {
 		if path.Tulle && !n.Kernel {
 			s.daemons = append(s.daemons, daemon{n})
 		}
+	}
+	if path.Attachment != "" {
+		return nil
 	}
 	var addrs [2]netip.Addr
 	for i := range addrs {

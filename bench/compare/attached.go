@@ -1,0 +1,81 @@
+package compare
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/tulle-net/tulle/control/cniapi"
+	"github.com/tulle-net/tulle/scripts/lab"
+)
+
+// attached are two pods, one on each node, with the interface that the path's attachment makes.
+type attached struct {
+	boxes []*lab.Sandbox
+	addrs [2]netip.Addr
+}
+
+// attach asks the nodes' daemons, as the CNI plugin does.
+func attach(ctx context.Context, nodes []lab.Node, kind string) (a *attached, err error) {
+	a = &attached{}
+	for i, n := range nodes {
+		box, err := lab.NewSandbox()
+		if err != nil {
+			return nil, errors.Join(err, a.Close())
+		}
+		a.boxes = append(a.boxes, box)
+		request := cniapi.AddRequest{Kind: kind, Attachment: cniapi.Attachment{Network: "bench", ContainerID: fmt.Sprint("pod", i), Interface: "eth0", Netns: box.Path()}}
+		var made cniapi.AddResult
+		if err = ask(ctx, n, cniapi.PathAdd, request, &made); err == nil && len(made.IPs) == 0 {
+			err = errors.New("no address")
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("attach a pod to %s: %w", n.Name, err), a.Close())
+		}
+		a.addrs[i] = made.IPs[0].Address.Addr()
+	}
+	return a, nil
+}
+
+// ask posts a request to a node's daemon.
+func ask(ctx context.Context, n lab.Node, path string, request, answer any) error {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	socket := filepath.Join(n.RunDir, "tulle.sock")
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://tulle"+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		refused := &cniapi.Error{}
+		return errors.Join(refused, json.NewDecoder(resp.Body).Decode(refused))
+	}
+	return json.NewDecoder(resp.Body).Decode(answer)
+}
+
+func (a *attached) in(side int, f func() error) error { return a.boxes[side].In(f) }
+
+// Close lets go of the pods, which their nodes find out by themselves.
+func (a *attached) Close() error {
+	var errs []error
+	for _, b := range a.boxes {
+		errs = append(errs, b.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,32 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tulle-net/tulle/control/netns"
+)
+
+// A Sandbox is the network namespace of a container that a runtime is about to start. It has no name, and goes with the process at the
+// latest.
+type Sandbox struct{ fd int }
+
+// NewSandbox makes one.
+func NewSandbox() (*Sandbox, error) {
+	fd, err := anonymousNamespace()
+	if err != nil {
+		return nil, err
+	}
+	return &Sandbox{fd}, nil
+}
+
+// Path names the namespace to other processes.
+func (s *Sandbox) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.fd) }
+
+// In runs f in the namespace, as In does.
+func (s *Sandbox) In(f func() error) error { return netns.Within(s.fd, f) }
+
+// Close lets go of the namespace.
+func (s *Sandbox) Close() error { return unix.Close(s.fd) }
