@@ -18,11 +18,16 @@ import (
 // TestCNIPathMTU makes the path between two nodes narrower than the containers' links, without a word from the router: a container that sends
 // too much without allowing fragments is told, its kernel learns the exact MTU, and what fits arrives.
 func TestCNIPathMTU(t *testing.T) {
+	t.Run("veth", func(t *testing.T) { testPathMTU(t, newRuntime) })
+	t.Run("tap", func(t *testing.T) { testPathMTU(t, newTAPRuntime) })
+}
+
+func testPathMTU(t *testing.T, runtimeOf func(testing.TB, lab.Node, string) *cniRuntime) {
 	const narrow = 1400
 	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 0, Family: lab.FamilyDual, Routed: true})
 	here, there := newSandbox(t, "here"), newSandbox(t, "there")
-	newRuntime(t, l.Nodes()[0], "1.1.0").add(here)
-	addrs := addrsOf(newRuntime(t, l.Nodes()[1], "1.1.0").add(there))
+	runtimeOf(t, l.Nodes()[0], "1.1.0").add(here)
+	addrs := addrsOf(runtimeOf(t, l.Nodes()[1], "1.1.0").add(there))
 	err := here.run(func() error {
 		link, err := netlink.LinkByName("eth0")
 		if err == nil && link.Attrs().MTU != l.PodMTU() {

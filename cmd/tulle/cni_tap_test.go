@@ -110,6 +110,52 @@ func connect(from, at place, to netip.Addr) (tx, rx net.Conn, err error) {
 	return tx, rx, err
 }
 
+// adopted demands that node 1's daemon has so many TAPs of the one before.
+func (p *tapPods) adopted(want int) {
+	p.t.Helper()
+	if got := strings.Count(strings.Join(status(p.t, p.l, 1).Holder.Adopted, "\n"), partPod); got != want {
+		p.t.Errorf("%d TAPs of pods were adopted, want %d", got, want)
+	}
+}
+
+// agree holds what a node's engine counts of all pods' ports, since they were made, against what the pods' kernels count of their TAPs.
+func (p *tapPods) agree(node int) {
+	p.t.Helper()
+	var in, out, lost uint64
+	var got portReport
+	for range 100 { // a pod's kernel may send by itself between both looks
+		if in, out, lost = p.kernelCounts(node); lost > 0 {
+			break
+		}
+		ports := status(p.t, p.l, node+1).Engine.Ports
+		if got = ports[len(ports)-1]; got.Name == "pods" && got.FramesIn == in && got.FramesOut == out {
+			return
+		}
+	}
+	p.t.Errorf("the engine of node %d counts %+v, the pods %d frames to it and %d from it, %d lost", node+1, got, in, out, lost)
+}
+
+// kernelCounts are of all TAPs of a node's pods: frames to the engine, from it, and lost.
+func (p *tapPods) kernelCounts(node int) (in, out, lost uint64) {
+	p.t.Helper()
+	for i, s := range p.pods {
+		if p.nodes[i] != node {
+			continue
+		}
+		if err := s.run(func() error {
+			link, err := netlink.LinkByName("eth0")
+			if err == nil && link.Type() == "tuntap" {
+				n := link.Attrs().Statistics
+				in, out, lost = in+n.TxPackets, out+n.RxPackets, lost+n.TxDropped
+			}
+			return err
+		}); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	return in, out, lost
+}
+
 func (p *tapPods) delete() {
 	p.t.Helper()
 	for i, s := range p.pods {
@@ -134,8 +180,13 @@ func (p *tapPods) delete() {
 // TestTAPPods makes pods whose interfaces are TAPs, beside one with a link: all reach each other, their nodes, and are reached by them; TCP
 // arrives whole; a daemon that is killed and started again serves them; and nothing is left of them in the end.
 func TestTAPPods(t *testing.T) {
-	for _, c := range []lab.Config{{Family: lab.FamilyV4}, {Family: lab.FamilyDual, Holder: true}} {
-		t.Run(fmt.Sprintf("%s holder %t", c.Family, c.Holder), func(t *testing.T) {
+	for name, c := range map[string]lab.Config{
+		"IPv4, two workers": {Family: lab.FamilyV4, NodeArgs: []string{"--workers", "2"}},
+		"both, a holder":    {Family: lab.FamilyDual, Holder: true},
+		"udp backend":       {Family: lab.FamilyV4, Backend: lab.BackendUDP},
+		"packet sockets":    {Family: lab.FamilyDual, NodeArgs: []string{"--underlay", "packet"}},
+	} {
+		t.Run(name, func(t *testing.T) {
 			p := newTAPPods(t, c)
 			p.everyWay()
 			for _, pair := range [][2]int{{0, 1}, {0, 2}, {2, 0}, {0, 3}, {3, 0}, {2, 3}} {
@@ -146,6 +197,8 @@ func TestTAPPods(t *testing.T) {
 					t.Error(err)
 				}
 			}
+			p.agree(0)
+			p.agree(1)
 			if links := podLinks(t, p.l.Nodes()[0]); len(links) != 1 {
 				t.Errorf("links of pods on node 1: %v, want that of one", links)
 			}
@@ -164,9 +217,13 @@ func TestTAPPods(t *testing.T) {
 			}
 			tx.Close()
 			rx.Close()
-			adopted := strings.Count(strings.Join(status(t, p.l, 1).Holder.Adopted, "\n"), partPod)
-			if want := map[bool]int{true: 2}[c.Holder]; adopted != want {
-				t.Errorf("%d TAPs of pods were adopted, want %d", adopted, want)
+			p.adopted(map[bool]int{true: 2}[c.Holder])
+			if c.Holder {
+				if err := p.l.TakeOver(t.Context(), 1); err != nil {
+					t.Fatal(err)
+				}
+				p.adopted(2)
+				p.everyWay()
 			}
 			for i, s := range p.pods {
 				if err := p.by[i].check(s); err != nil {
