@@ -15,6 +15,40 @@ func peer(name, publicIP, subnet string) Node {
 	return Node{Name: name, PublicIP: netip.MustParseAddr(publicIP), Subnet: netip.MustParsePrefix(subnet), BackendType: netconf.TypeVXLAN, VNI: 1, VTEP: tables.MAC{2, 0, 0, 0, 0, 9}}
 }
 
+// TestCompilePods demands routes to the ports of pods, which the node's other pods and its own addresses keep apart from.
+func TestCompilePods(t *testing.T) {
+	s := kernelUnderTest("10.244.1.0/24").with6("fd00:244:0:1::/64", false).State
+	pod := func(port uint32, a4, a6 string) *tables.Pod {
+		return &tables.Pod{Port: port, Addr4: netip.MustParseAddr(a4), Addr6: netip.MustParseAddr(a6)}
+	}
+	s.Pods = []*tables.Pod{
+		pod(1, "10.244.1.9", "fd00:244:0:1::9"), pod(2, "10.244.7.2", "fd00:244:0:1::a"), // of a subnet that was this node's
+		pod(3, "10.244.1.254", "fd00:244:0:1::b"),
+	}
+	set, _, err := Compile(1, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for addr, want := range map[string]uint32{
+		"10.244.1.9": 1, "fd00:244:0:1::9": 1, "10.244.1.10": 0, "10.244.7.2": 0, "fd00:244:0:1::a": 2, "10.244.1.254": 0, "fd00:244:0:1::b": 3, "198.51.100.1": 0,
+	} {
+		got := uint32(0)
+		if p := set.PodAt(netip.MustParseAddr(addr)); p != nil {
+			got = p.Port
+		}
+		if got != want {
+			t.Errorf("%s is at port %d, want %d", addr, got, want)
+		}
+	}
+	if r := set.Lookup(netip.MustParseAddr("10.244.1.254")); r.Kind != tables.Reject {
+		t.Errorf("the engine's address is %s", r.Kind)
+	}
+	without := s
+	if without.Pods = s.Pods[:1]; without.Equal(s) {
+		t.Error("states with other pods are equal")
+	}
+}
+
 // TestCompile demands the right route for each kind of address, and that one bad peer costs only itself.
 func TestCompile(t *testing.T) {
 	s := kernelUnderTest("10.244.1.0/24").State

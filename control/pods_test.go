@@ -117,6 +117,39 @@ func nothingOfPods(t *testing.T) {
 	}
 }
 
+// TestPortPods demands that the kernel leads what is for a pod with a port of the engine's to the TAP, wherever it came from, and does nothing
+// else for it.
+func TestPortPods(t *testing.T) {
+	inNamespace(t)
+	addTAP(t, "tulle-t0")
+	k := kernelUnderTest("10.244.1.0/24").with6("fd00:244:0:1::/64", false)
+	r := NewReconciler(k, func(State) {})
+	r.apply()
+	pod := Pod{Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:244:0:1::2")}, MAC: podMAC}
+	if err := errors.Join(r.PinPod(pod), r.AddPod(pod)); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, r.want)
+	if made, err := pin.Apply(nil); made || err != nil {
+		t.Errorf("somebody was pinned: %v", err)
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := ownedPodRoutes(family)
+		if err != nil || len(routes) != 1 || routes[0].Table != engineTable {
+			t.Fatalf("routes %v, %v, want one to the TAP", routes, err)
+		}
+		if err := netlink.RouteDel(&routes[0]); err != nil {
+			t.Fatal(err)
+		}
+		apply(t, r.want, ChangedPod)
+	}
+	if err := r.RemovePod(pod); err != nil {
+		t.Fatal(err)
+	}
+	r.apply()
+	nothingOfPods(t)
+}
+
 // TestPodWays asks the kernel where packets for a pod go: to the TAP, and from the TAP to the pod's link; with the reconciler's
 // short ways and without a whole comparison.
 func TestPodWays(t *testing.T) {

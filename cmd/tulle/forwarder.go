@@ -140,8 +140,10 @@ func (f *forwarder) attach(device *tap.Device) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := engine.SetPods(f.pods.ports()); err != nil {
-		return err
+	for _, p := range f.pods.ports() {
+		if err := engine.SetPods([]dataplane.PodPort{p}); err != nil { // the others have theirs
+			slog.Error("no port to a pod", "addresses", p.Pod.Addrs(), "error", err)
+		}
 	}
 	engine.Publish(f.set)
 	f.handOver(engine)

@@ -210,6 +210,7 @@ type routeReport struct {
 	Peer     string `json:"peer,omitempty"`
 	Endpoint string `json:"endpoint,omitempty"`
 	VTEPMAC  string `json:"vtepMAC,omitempty"`
+	PodPort  uint32 `json:"podPort,omitempty"` // of a local route: the number of the pod's own port, absent for the TAP
 }
 
 // routes lists the engine's FIB as published.
@@ -224,6 +225,9 @@ func (d *daemon) routes(context.Context) (*routesReport, error) {
 		e := routeReport{Prefix: route.Prefix.String(), Kind: route.Kind.String()}
 		if p := route.Peer; p != nil {
 			e.Peer, e.Endpoint, e.VTEPMAC = p.Name, p.Endpoint.String(), p.VTEP.String()
+		}
+		if p := route.Pod; p != nil {
+			e.PodPort = p.Port
 		}
 		r.Routes = append(r.Routes, e)
 	}

@@ -231,6 +231,9 @@ func TestCompileRefusesRoutes(t *testing.T) {
 		{"no kind", nil, one(route("10.0.0.0/8", 0, nil)), "10.0.0.0/8 is of kind kind(0)"},
 		{"unknown kind", nil, one(route("10.0.0.0/8", 9, nil)), "10.0.0.0/8 is of kind kind(9)"},
 		{"peer route without peer", nil, one(route("10.0.0.0/8", tables.ToPeer, nil)), "route 10.0.0.0/8 is of kind peer"},
+		{"pod's route", nil, one(tables.Route{Prefix: netip.MustParsePrefix("10.0.0.1/32"), Kind: tables.Local, Pod: &tables.Pod{Port: 1}}), ""},
+		{"pod's route without port", nil, one(tables.Route{Prefix: netip.MustParsePrefix("10.0.0.1/32"), Kind: tables.Local, Pod: &tables.Pod{}}), "to the port 0 of a pod"},
+		{"host route of a pod", nil, one(tables.Route{Prefix: netip.MustParsePrefix("10.0.0.1/32"), Kind: tables.Host, Pod: &tables.Pod{Port: 1}}), "is of kind host to the port 1"},
 		{"local route with peer", []*tables.Peer{two}, one(route("10.0.0.0/8", tables.Local, two)), "route 10.0.0.0/8 is of kind local"},
 	})
 }
