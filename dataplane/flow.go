@@ -11,12 +11,12 @@ import (
 
 // lookup finds the packet's flow and moves its state on. What belongs to no flow of its own is known too: an ICMP error,
 // which has to quote a live flow of its receiver's, and a later fragment, whose first one was looked up.
-func (w *worker) lookup(set *tables.Set, f *packet.Frame, from Side) (known bool, v packet.Verdict) {
+func (w *worker) lookup(set *tables.Set, f *packet.Frame) (known bool, v packet.Verdict) {
 	if f.Fragment && f.FragmentOffset > 0 {
 		return true, packet.None
 	}
 	if f.IsICMPError() {
-		return true, w.related(set, f, from)
+		return true, w.related(set, f)
 	}
 	w.describe(f)
 	hit, known := w.engine.Flows.Lookup(&w.flow, w.now)
@@ -44,12 +44,12 @@ func (w *worker) commit(f *packet.Frame, known bool, v packet.Verdict) packet.Ve
 
 // related judges an ICMP error by the packet that it quotes. One that did not leave by the engine is for its sender to judge: flows that are
 // known of those that are answered, and no others.
-func (w *worker) related(set *tables.Set, f *packet.Frame, from Side) packet.Verdict {
+func (w *worker) related(set *tables.Set, f *packet.Frame) packet.Verdict {
 	src, dst, proto, srcPort, dstPort, ok := f.Quoted()
 	if !ok || src != f.Dst {
 		return packet.DropUnrelated
 	}
-	if w.bypassed(set, f, from, dst) {
+	if w.bypassed(set, f, dst) {
 		return packet.None
 	}
 	quoted := conntrack.Tuple{Src: src, Dst: dst, SrcPort: srcPort, DstPort: dstPort, Proto: proto}
@@ -61,14 +61,11 @@ func (w *worker) related(set *tables.Set, f *packet.Frame, from Side) packet.Ver
 
 // bypassed says whether the kernel sent by itself what an ICMP error to a pod of this node quotes: to a peer on link, or, if the error comes by
 // the TAP, to an address outside the cluster network.
-func (w *worker) bypassed(set *tables.Set, f *packet.Frame, from Side, quoted netip.Addr) bool {
+func (w *worker) bypassed(set *tables.Set, f *packet.Frame, quoted netip.Addr) bool {
 	if to := set.Lookup(f.Dst); to == nil || to.Kind != tables.Local {
 		return false
 	}
-	if peer := set.Owner(quoted); peer != nil {
-		return peer.Native
-	}
-	return from == TAP && set.Lookup(quoted) == nil
+	return isNative(set, quoted) || w.from == TAP && set.Lookup(quoted) == nil
 }
 
 // describe fills w.flow for the frame.

@@ -32,7 +32,7 @@ var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // forwardOut looks up flow and route. The flow is remembered only when the packet goes on.
 func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
-	known, v := w.lookup(set, f, TAP)
+	known, v := w.lookup(set, f)
 	if v != packet.None {
 		return v
 	}
@@ -45,6 +45,8 @@ func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
 		return w.complain(set, f, packet.DropNoRoute, 0)
 	case route.Kind == tables.Reject && isEngine(set, f.Dst):
 		return w.toEngine(set, set.Owner(f.Src), f) // a peer's, if it came without encapsulation
+	case w.from == Pod && isNative(set, f.Dst): // the kernel's to send, as it does what other pods send there
+		v = w.toNode(set, nil, f)
 	case route.Kind == tables.Reject:
 		return w.complain(set, f, packet.DropReject, 0)
 	case route.Kind == tables.ToPeer:
@@ -194,6 +196,12 @@ func isTunnel(set *tables.Set, f *packet.Frame) bool {
 	return port == set.Node.Port
 }
 
+// isNative says whether the kernel sends to an address of another node by itself.
+func isNative(set *tables.Set, a netip.Addr) bool {
+	owner := set.Owner(a)
+	return owner != nil && owner.Native
+}
+
 func isEngine(set *tables.Set, a netip.Addr) bool {
 	return a == set.Node.Engine || a == set.Node.Engine6
 }
@@ -206,7 +214,7 @@ func (w *worker) forwardIn(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if v := w.hop(set, f); v != packet.None {
 		return v
 	}
-	known, v := w.lookup(set, f, Underlay)
+	known, v := w.lookup(set, f)
 	if v != packet.None {
 		return v
 	}

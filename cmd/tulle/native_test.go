@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/tulle-net/tulle/bench"
 	"github.com/tulle-net/tulle/scripts/lab"
 )
 
@@ -96,18 +97,27 @@ func refused(from string, to netip.Addr) (err error) {
 func checkSteered(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	nodes := l.Nodes()
-	s := newSandbox(t, "native")
 	rt := newRuntime(t, nodes[0], "1.1.0")
-	for _, addr := range addrsOf(rt.add(s)) {
-		before := status(t, l, 1).Verdicts["delivered"]
-		r := pingBy(t, func(f func() error) error { return lab.In(nodes[2].Pods[0].Namespace, f) }, addr, smallPing)
-		passed := status(t, l, 1).Verdicts["delivered"] - before
-		if r.Lost() != 0 || passed < uint64(r.Sent) {
-			t.Errorf("ping %s natively: %+v, of which %d passed the engine", addr, r, passed)
+	taps := newTAPRuntime(t, nodes[0], "1.1.0")
+	for id, rt := range map[string]*cniRuntime{"native-veth": rt, "native-tap": taps} {
+		s := newSandbox(t, id)
+		for i, addr := range addrsOf(rt.add(s)) {
+			before := status(t, l, 1).Verdicts["delivered"]
+			r := pingBy(t, func(f func() error) error { return lab.In(nodes[2].Pods[0].Namespace, f) }, addr, smallPing)
+			passed := status(t, l, 1).Verdicts["delivered"] - before
+			if r.Lost() != 0 || passed < uint64(r.Sent) {
+				t.Errorf("ping %s natively: %+v, of which %d passed the engine", addr, r, passed)
+			}
+			before = status(t, l, 1).Verdicts["encapsulated"]
+			const pings = 50
+			r = pingBy(t, s.run, nodes[2].Pods[0].Addrs()[i], bench.Ping{Count: pings, Size: 56, Interval: time.Millisecond, Timeout: 2 * time.Second})
+			if sent := status(t, l, 1).Verdicts["encapsulated"] - before; r.Lost() != 0 || sent >= pings { // nodes probe each other all the time
+				t.Errorf("%s: %+v, of its pings %d were encapsulated", id, r, sent)
+			}
 		}
-	}
-	if err := rt.del(s); err != nil {
-		t.Error(err)
+		if err := rt.del(s); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
