@@ -123,6 +123,9 @@ func (w *worker) encapsulate(set *tables.Set, peer *tables.Peer, f *packet.Frame
 	f.CompleteChecksum()
 	f.OuterTOS = f.EncapTOS(w.engine.CopyDSCP)
 	f.Remote = peer.Endpoint
+	if isData(f) {
+		peer.Activity.Carry(w.now)
+	}
 	if v := w.engine.Codec.Encap(f); v != packet.None {
 		return v
 	}
@@ -146,6 +149,7 @@ func (w *worker) inbound(set *tables.Set, f *packet.Frame) packet.Verdict {
 	if v := checkInner(set, peer, f); v != packet.None {
 		return v
 	}
+	peer.Activity.Hear(w.now, isData(f))
 	if v := f.DecapECN(f.OuterTOS); v != packet.None {
 		return v
 	}
@@ -194,6 +198,11 @@ func checkInner(set *tables.Set, peer *tables.Peer, f *packet.Frame) packet.Verd
 func isTunnel(set *tables.Set, f *packet.Frame) bool {
 	_, port := f.Ports()
 	return port == set.Node.Port
+}
+
+// isData says whether a packet is traffic, and not what nodes and people find out with whether there is a path.
+func isData(f *packet.Frame) bool {
+	return f.Proto != packet.ProtoICMP && f.Proto != packet.ProtoICMPv6
 }
 
 // isNative says whether the kernel sends to an address of another node by itself.

@@ -227,8 +227,8 @@ func (f *forwarder) publish(set *tables.Set) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.set = set
-	f.engine.Publish(set)
 	f.prober.follow(set)
+	f.engine.Publish(set)
 	f.wayOut.follow(set)
 }
 

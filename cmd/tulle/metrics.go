@@ -107,6 +107,7 @@ var (
 	flowEndsDesc  = desc("flow_events_total", "What became of flows: inserted, expired, evicted to make room, full when a new one found none.", "event")
 	pathMTUDesc   = desc("path_mtu_bytes", "Largest inner packet that reaches the peer in one piece.", "peer", "to")
 	pathRTTDesc   = desc("path_rtt_seconds", "Smoothed round trip over the tunnel; absent while nothing answers.", "peer", "to")
+	pathUpDesc    = desc("path_up", "1 while probes over the tunnel are answered, 0 when they were once and are not now; absent until one was.", "peer", "to")
 	pathLossDesc  = desc("path_loss_ratio", "Share of the last probes that were not answered.", "peer", "to")
 	readyDesc     = desc("ready", "1 when pods of this node can reach the others.")
 )
@@ -116,7 +117,7 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		packetsDesc, framesDesc, segmentsDesc, bytesDesc, queuedDesc, peersDesc, routablePeers, subnetDesc, tablesDesc,
 		repairsDesc, reopenedDesc, lostDesc, refusedDesc, podDropsDesc, outerDesc, fallbackDesc, socketDesc, readyDesc,
-		icmpDesc, flowsDesc, flowRoomDesc, flowEndsDesc, pathMTUDesc, pathRTTDesc, pathLossDesc,
+		icmpDesc, flowsDesc, flowRoomDesc, flowEndsDesc, pathMTUDesc, pathRTTDesc, pathUpDesc, pathLossDesc,
 	} {
 		ch <- d
 	}
@@ -189,6 +190,7 @@ func collectPaths(gauge func(*prometheus.Desc, float64, ...string), p *peerRepor
 		gauge(pathLossDesc, path.Loss, p.Name, path.To)
 		if path.RTTMillis != nil {
 			gauge(pathRTTDesc, *path.RTTMillis/1000, p.Name, path.To)
+			gauge(pathUpDesc, map[bool]float64{true: 1}[path.Reason == ""], p.Name, path.To)
 		}
 	}
 }

@@ -200,7 +200,7 @@ func (n *network) peers() []peerReport {
 			r.Reason = reasons[p.Node]
 		}
 		r.Endpoint = text(p.Endpoint)
-		if !p.LastSeen.IsZero() || n.source == storeGossip {
+		if !p.LastSeen.IsZero() {
 			seen := secondsSince(p.LastSeen)
 			r.LastSeenSeconds = &seen
 		}

@@ -22,6 +22,9 @@ const (
 	// in time between two: 200 a second are 2.4 Mb/s of full-size packets.
 	probeInterval = 500 * time.Millisecond
 	probeBudget   = 5 * time.Millisecond
+	// liveInterval is that of a path with traffic in the last liveFor, so that it is known in less than a second when it is cut.
+	liveInterval = 150 * time.Millisecond
+	liveFor      = 2 * time.Second
 	// proberRest is the least time between two looks at all paths.
 	proberRest = 10 * time.Millisecond
 	// minMTU4 is what every IPv4 host takes (RFC 791), minMTU6 every IPv6 path (RFC 8200).
@@ -46,9 +49,12 @@ type prober struct {
 
 // A path leads to one peer in one family.
 type path struct {
-	peer   *tables.Peer
-	search *pmtu.Search
-	mtu    int // as told last
+	peer     *tables.Peer
+	activity *tables.Activity // the peer's in every generation
+	search   *pmtu.Search
+	watch    pmtu.Watch
+	interval time.Duration // between two probes
+	mtu      int           // as told last
 }
 
 // newProber returns a prober for the peers in the families of locals. fixedSource lets probes leave from the locals' ports.
@@ -77,7 +83,7 @@ func (p *prober) close() error {
 	return errors.Join(errs...)
 }
 
-// follow makes the peers of set the ones to measure. What is known of those that stay is kept.
+// follow makes the peers of set, which nobody uses yet, the ones to measure. What is known of those that stay is kept.
 func (p *prober) follow(set *tables.Set) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -89,6 +95,7 @@ func (p *prober) follow(set *tables.Set) {
 				continue
 			}
 			paths[addr] = p.pathTo(peer, set)
+			peer.Activity = paths[addr].activity
 		}
 	}
 	p.paths = paths
@@ -105,9 +112,10 @@ func (p *prober) pathTo(peer *tables.Peer, set *tables.Set) *path {
 	if peer.Probe.Is6() {
 		floor = minMTU6
 	}
-	c := pmtu.Config{Interval: max(probeInterval, time.Duration(set.Peers())*probeBudget)}
+	interval := max(probeInterval, time.Duration(set.Peers())*probeBudget)
 	ceiling := max(floor, min(set.Node.Limit(peer.Probe), set.Node.MTU)) // nothing larger comes from this node's pods
-	return &path{peer: peer, search: pmtu.New(c, floor, ceiling, p.now()), mtu: ceiling}
+	search := pmtu.New(pmtu.Config{Interval: interval}, floor, ceiling, p.now())
+	return &path{peer: peer, activity: new(tables.Activity), search: search, interval: interval, mtu: ceiling}
 }
 
 // answered is called by the engine's workers with each answer to a request with p.id.
@@ -116,6 +124,7 @@ func (p *prober) answered(peer netip.Addr, seq uint16) {
 	defer p.mu.Unlock()
 	if path := p.paths[peer]; path != nil {
 		path.search.Answered(seq, p.now())
+		path.watch.Answered(p.now())
 		p.look()
 	}
 }
@@ -157,14 +166,20 @@ func (p *prober) turn() (next time.Duration, news map[netip.Addr]int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	next = p.now() + probeInterval
-	changed := false
+	changed, live := false, p.live()
 	for _, path := range p.paths {
+		path.pace(p.now(), len(p.paths), live)
 		for _, probe := range path.search.Due(p.now()) {
 			if err := p.send(path.peer, probe); errors.Is(err, encap.ErrTooBig) {
 				path.search.Refused(probe.Seq, p.now())
 			}
+			path.watch.Sent(p.now())
 		}
+		path.judge(p.now())
 		next = min(next, path.search.Next())
+		if at, ok := path.watch.Next(path.patience()); ok {
+			next = min(next, at)
+		}
 		if mtu := path.search.MTU(); mtu != path.mtu {
 			slog.Info("path MTU changed", "peer", path.peer.Name, "endpoint", path.peer.Endpoint.Addr(), "from", path.mtu, "to", mtu)
 			path.mtu, changed = mtu, true
@@ -205,38 +220,4 @@ func (p *prober) request(dst *packet.Batch, set *tables.Set, peer *tables.Peer, 
 		return nil, fmt.Errorf("probe to %s: %s", peer.Name, v)
 	}
 	return f, nil
-}
-
-// A pathReport is what is measured of the path to one outer address of a peer.
-type pathReport struct {
-	To        string   `json:"to"`                        // the outer address
-	MTU       int      `json:"mtu"`                       // largest inner packet that arrives in one piece, bytes
-	Answering bool     `json:"answering"`                 // probes are answered; without that the MTU is the link's
-	RTTMillis *float64 `json:"rttMilliseconds,omitempty"` // smoothed; absent until a probe was answered
-	Loss      float64  `json:"loss"`                      // of the last probes that fit, 0 to 1
-}
-
-// reports returns what is known of the paths to a peer's outer addresses.
-func (p *prober) reports(outer ...netip.Addr) []pathReport {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var all []pathReport
-	for _, addr := range outer {
-		if path := p.paths[addr]; path != nil {
-			all = append(all, reportPath(addr, path.search))
-		}
-	}
-	return all
-}
-
-func reportPath(to netip.Addr, s *pmtu.Search) pathReport {
-	r := pathReport{To: to.String(), MTU: s.MTU(), Answering: s.Answering()}
-	if lost, of := s.Loss(); of > 0 {
-		r.Loss = float64(lost) / float64(of)
-	}
-	if _, rtt := s.RTT(); rtt > 0 {
-		ms := float64(rtt) / float64(time.Millisecond)
-		r.RTTMillis = &ms
-	}
-	return r
 }

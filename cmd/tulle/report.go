@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"time"
 
@@ -135,6 +136,13 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 		return nil, err
 	}
 	r.Problems = append(r.Problems, r.Underlay.NoNextHop...)
+	for _, p := range r.Peers {
+		for _, path := range p.Paths {
+			if path.Reason != "" {
+				r.Problems = append(r.Problems, fmt.Sprintf("path to %s: %s", p.Name, path.Reason))
+			}
+		}
+	}
 	if err := d.ready(); err != nil {
 		r.NotReady = err.Error()
 	}

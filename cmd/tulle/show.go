@@ -81,8 +81,22 @@ func writePeerTable(w io.Writer, peers []peerReport) {
 			state += ", no route"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, state, both(p.PublicIP, p.PublicIPv6),
-			cmp.Or(both(p.Subnet, p.IPv6Subnet), "-"), map[bool]string{true: "native", false: p.Backend}[p.Native], p.Source, seen, pathColumns(p.Paths), p.Reason)
+			cmp.Or(both(p.Subnet, p.IPv6Subnet), "-"), map[bool]string{true: "native", false: p.Backend}[p.Native], p.Source, seen, pathColumns(p.Paths), p.why())
 	}
+}
+
+// why says what is wrong with a peer, or with the paths to it.
+func (p *peerReport) why() string {
+	var reasons []string
+	if p.Reason != "" {
+		reasons = append(reasons, p.Reason)
+	}
+	for _, path := range p.Paths {
+		if path.Reason != "" {
+			reasons = append(reasons, path.Reason)
+		}
+	}
+	return strings.Join(reasons, "; ")
 }
 
 // pathColumns are the measured MTU, RTT and loss of a peer's paths, a value for each address family.

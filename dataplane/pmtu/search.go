@@ -102,6 +102,14 @@ func (s *Search) SetCeiling(ceiling int, now time.Duration) {
 	s.ceiling = ceiling
 }
 
+// SetInterval changes the time between two probes at rest. A shorter one takes effect at once.
+func (s *Search) SetInterval(interval, now time.Duration) {
+	if interval < s.cfg.Interval {
+		s.nextBeat = min(s.nextBeat, now+interval)
+	}
+	s.cfg.Interval = interval
+}
+
 // Next returns when Due has something to do. It may lie in the past.
 func (s *Search) Next() time.Duration {
 	switch {

@@ -83,6 +83,7 @@ type Peer struct {
 	MTU      int            // largest inner IP packet that gets there in one piece, bytes
 	Probe    netip.Addr     // inner address there that answers echo requests; zero when none is known
 	Native   bool           // the kernel sends there by itself, without the engine
+	Activity *Activity      // what workers note of it, one for all generations; nil for nobody's use
 }
 
 // A Pod is a pod of this node whose interface the engine holds the other end of: a port of its own. It is not changed.
