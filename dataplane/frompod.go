@@ -36,7 +36,7 @@ func (w *worker) fromPod(set *tables.Set, f *packet.Frame) packet.Verdict {
 		return packet.DropMulticast
 	case f.Dst == pod.Gateway4 || f.Dst == pod.Gateway6:
 		return w.toGateway(pod, f)
-	case f.Src.IsLinkLocalUnicast() || f.Dst.Is6() && f.Martian() || f.Dst.IsLoopback() || f.Dst.IsUnspecified():
+	case f.Dst.Is6() && f.Martian() || f.Dst.IsLoopback() || f.Dst.IsUnspecified():
 		return packet.DropMartian
 	case f.Fragment:
 		return w.follow(w.outFragments, set, f, (*worker).forwardOut)

@@ -286,6 +286,27 @@ func TestRunPods(t *testing.T) {
 	}
 }
 
+// TestDetached demands that a port which was detached wakes its worker no more, though somebody else keeps it open, nor does one that is gone.
+func TestDetached(t *testing.T) {
+	r := newRig(t)
+	r.pods[0].put(ofPod(pod1, pod2)(t))
+	if ready, err := r.w.poller.wait(0); err != nil || ready.pods != 1 || r.w.poller.pods[0] != 1 {
+		t.Fatalf("ready %+v, %v, want the port 1", ready, err)
+	}
+	r.w.detach(1)
+	if ready, err := r.w.poller.wait(0); err != nil || ready.pods != 0 {
+		t.Errorf("ready %+v, %v, want nothing", ready, err)
+	}
+	r.pods[1].gone = errors.New("device removed")
+	r.pods[1].signal(true)
+	if _, err := r.w.serve(2); err != nil {
+		t.Errorf("a pod's port that is gone ends its worker: %v", err)
+	}
+	if ready, err := r.w.poller.wait(0); err != nil || ready.pods != 0 {
+		t.Errorf("ready %+v, %v, want nothing of the port that is gone", ready, err)
+	}
+}
+
 func waitFor(t *testing.T, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !done(); time.Sleep(100 * time.Microsecond) {

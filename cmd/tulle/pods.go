@@ -147,13 +147,6 @@ func vethOf(l ipam.Lease) attach.Veth {
 	return attach.Veth{Link: podLink(l.Owner), Netns: l.Netns, Interface: l.Interface, MAC: mac, MTU: l.MTU, Addrs: l.Addrs}
 }
 
-func (p *pods) addInterface(l ipam.Lease) error {
-	if hasTAP(l) {
-		return p.addTAP(l)
-	}
-	return vethOf(l).Add()
-}
-
 func resultOf(l ipam.Lease) cniapi.AddResult {
 	v := vethOf(l)
 	r := cniapi.AddResult{MAC: v.MAC.String(), MTU: v.MTU}

@@ -50,6 +50,14 @@ func tablePod(l ipam.Lease) tables.Pod {
 	return pod
 }
 
+// addInterface makes what the lease is for.
+func (p *pods) addInterface(l ipam.Lease) error {
+	if hasTAP(l) {
+		return p.addTAP(l)
+	}
+	return vethOf(l).Add()
+}
+
 // addTAP makes a pod's TAP and gives the engine its other end.
 func (p *pods) addTAP(l ipam.Lease) error {
 	var t *tap.Pod
