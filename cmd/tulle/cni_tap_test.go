@@ -238,6 +238,27 @@ func TestTAPPods(t *testing.T) {
 	}
 }
 
+// TestTAPOutside asks a server outside from a pod with a TAP, whose node masquerades: it sees the node, and the answers come.
+func TestTAPOutside(t *testing.T) {
+	l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 0, Routed: true, Family: lab.FamilyDual, NodeArgs: []string{"--ip-masq"}})
+	n := l.Nodes()[0]
+	r, s := newTAPRuntime(t, n, "1.1.0"), newSandbox(t, "c")
+	r.add(s)
+	serve(t, outside, "outside", 8000)
+	for i, node := range []netip.Addr{n.PublicIP, n.PublicIPv6} {
+		for _, protocol := range []string{"tcp", "udp"} {
+			got, err := inquire(s.run, protocol, netip.AddrPortFrom(l.Router()[2*i], 8000))
+			if want := "outside " + node.String(); err != nil || got != want {
+				t.Errorf("%s: %q (%v), want %q", protocol, got, err, want)
+			}
+		}
+	}
+	if err := r.del(s); err != nil {
+		t.Error(err)
+	}
+	traceless(t, n)
+}
+
 // TestTAPVanished ends pods without DEL, of a daemon that made their TAPs and of one that found them: the sweep finds that they have gone.
 func TestTAPVanished(t *testing.T) {
 	l := labUnderTest(t, lab.Config{Nodes: 1, Store: lab.StoreFile})

@@ -324,17 +324,22 @@ func TestCNIVanished(t *testing.T) {
 
 // TestCNIStatic asks for addresses and a MAC.
 func TestCNIStatic(t *testing.T) {
+	t.Run("veth", func(t *testing.T) { testStatic(t, newRuntime) })
+	t.Run("tap", func(t *testing.T) { testStatic(t, newTAPRuntime) })
+}
+
+func testStatic(t *testing.T, runtimeOf func(testing.TB, lab.Node, string) *cniRuntime) {
 	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile, Family: lab.FamilyDual})
 	n := l.Nodes()[0]
-	r := newRuntime(t, n, "1.1.0")
+	r := runtimeOf(t, n, "1.1.0")
 	v4, v6 := "10.244.1.77", "fd44:0:0:1::77"
 	s, other := newSandbox(t, "static"), newSandbox(t, "other")
 	result, err := r.tryAdd(s, map[string]any{"ips": []string{v6 + "/64", v4 + "/24"}, "mac": "02:11:22:33:44:55"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(addrsOf(result)); got != fmt.Sprintf("[%s %s]", v4, v6) || result.Interfaces[1].Mac != "02:11:22:33:44:55" {
-		t.Errorf("addresses %s, interfaces %+v", got, result.Interfaces[1])
+	if got := fmt.Sprint(addrsOf(result)); got != fmt.Sprintf("[%s %s]", v4, v6) || result.Interfaces[len(result.Interfaces)-1].Mac != "02:11:22:33:44:55" {
+		t.Errorf("addresses %s, interfaces %+v", got, result.Interfaces)
 	}
 	if err := r.check(s); err != nil {
 		t.Error(err)
