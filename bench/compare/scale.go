@@ -45,7 +45,7 @@ const (
 func Scale(ctx context.Context, sizes Sizes, o Options, out io.Writer) error {
 	s := &scale{options: o, sizes: sizes, out: out}
 	fmt.Fprintln(out, "pkg: github.com/tulle-net/tulle/bench/scale")
-	for _, part := range []func(context.Context) error{s.flows, s.peers, s.pods} {
+	for _, part := range []func(context.Context) error{s.flows, s.peers, s.pods, s.attach} {
 		if err := part(ctx); err != nil {
 			return err
 		}
