@@ -168,6 +168,7 @@ func testForged(t *testing.T, runtimeOf func(testing.TB, lab.Node, string) *cniR
 	all := f.forgeries(nearAddrs, farAddrs, tunnel(1), tunnel(2))
 	for _, to := range append(nearAddrs, farAddrs...) {
 		reach(t, evil.run, to)
+		reach(t, inNode(home), to) // the kernel has the engine for a neighbour from now on
 	}
 	dropped := func() map[pin.Reason]uint64 { return status(t, l, 1).PodDrops }
 	if len(result.Interfaces) == 1 { // the engine does it, and the kernel does nothing before it
