@@ -93,7 +93,10 @@ func TestCaptureKilled(t *testing.T) {
 		cap := startCapture(t, n, "-s", "0", "--stage", "tap,encap,decap,drop,wire", "-w", file, "--max-size", "0")
 		done := make(chan struct{})
 		go func() { defer close(done); transfer(t, p, 20<<20) }()
-		time.Sleep(50 * time.Millisecond)
+		waitFor(t, func() bool { // something was captured: names of six interfaces are far less
+			info, err := os.Stat(file)
+			return err == nil && info.Size() > 1<<16
+		})
 		cap.cmd.Process.Signal(syscall.SIGKILL)
 		<-done
 		packets, ifaces := readPcapNG(t, file)
