@@ -116,32 +116,38 @@ func awaitPath(t *testing.T, l *lab.Lab, node int, peer string, since time.Time,
 	t.Fatalf("n%d: path to %s: %+v", node, peer, last)
 }
 
-const tunnelDropTable = "tulle-test"
+const testDropTable = "tulle-test"
 
 // dropTunnel drops the tunnel's datagrams from a node, before sockets and devices get them.
-func dropTunnel(from netip.Addr) error {
+func dropTunnel(from netip.Addr) error { return dropPort(from, 8472) }
+
+// letTunnel ends that.
+func letTunnel() error { return dropNothing() }
+
+// dropPort drops what comes from an IPv4 address to a port, of UDP and of TCP.
+func dropPort(from netip.Addr, port uint16) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	table := c.AddTable(&nftables.Table{Name: tunnelDropTable, Family: nftables.TableFamilyIPv4})
+	table := c.AddTable(&nftables.Table{Name: testDropTable, Family: nftables.TableFamilyIPv4})
 	chain := c.AddChain(&nftables.Chain{Name: "in", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
 	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: from.AsSlice()},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(8472)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	}})
 	return c.Flush()
 }
 
-// letTunnel ends that.
-func letTunnel() error {
+// dropNothing ends what dropPort began.
+func dropNothing() error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	c.DelTable(&nftables.Table{Name: tunnelDropTable, Family: nftables.TableFamilyIPv4})
+	c.DelTable(&nftables.Table{Name: testDropTable, Family: nftables.TableFamilyIPv4})
 	return c.Flush()
 }

@@ -108,7 +108,7 @@ func complete(t *testing.T, n lab.Node) (ok bool) {
 		}
 		addrs, _ := netlink.AddrList(link, netlink.FAMILY_V4)
 		routes, err := netlink.RouteList(link, netlink.FAMILY_V4)
-		ok = len(addrs) == 1 && len(routes) == 1 && (len(link.Attrs().HardwareAddr) == 0 || link.Attrs().HardwareAddr.String() == n.VtepMAC)
+		ok = len(addrs) == 1 && len(routes) == 2 && (len(link.Attrs().HardwareAddr) == 0 || link.Attrs().HardwareAddr.String() == n.VtepMAC)
 		return err
 	})
 	return ok
