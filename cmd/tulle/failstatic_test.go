@@ -17,7 +17,7 @@ func TestFailStatic(t *testing.T) {
 	in(t, nodes[0], func() error { return dropPort(nodes[1].PublicIP, gossipPort) })
 	in(t, nodes[1], func() error { return dropPort(nodes[0].PublicIP, gossipPort) })
 	steady := bench.Ping{Count: 500, Interval: 20 * time.Millisecond, Size: 56, Timeout: 2 * time.Second}
-	r := pingBy(t, func(f func() error) error { return lab.In(nodes[0].Pods[0].Namespace, f) }, nodes[1].Pods[0].Addr, steady)
+	r := pingBy(t, inPod(nodes[0].Pods[0]), nodes[1].Pods[0].Addr, steady)
 	if r.Lost() != 0 || r.Duplicates != 0 || r.Corrupt != 0 {
 		t.Errorf("without the gossip: %+v", r)
 	}

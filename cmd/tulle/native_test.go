@@ -33,7 +33,6 @@ func TestDirectRouting(t *testing.T) {
 		}
 		return []string{"--config", conf}
 	}})
-	nodes := l.Nodes()
 	for n, near := range map[int]string{1: "n3", 2: "n4", 3: "n1"} {
 		awaitNode(t, l, n, func(r *statusReport) bool { return onlyNative(r, near) })
 	}
@@ -43,11 +42,6 @@ func TestDirectRouting(t *testing.T) {
 	pingAll(t, l.NodePairs(), smallPing)
 	for _, c := range []struct{ from, to, carries int }{{1, 3, 0}, {3, 1, 0}, {1, 2, 1}, {2, 4, 0}, {4, 2, 4}} {
 		transfersBy(t, l, c.from, c.to, c.carries)
-	}
-	for _, addr := range nodes[2].Pods[0].Addrs() {
-		if err := refused(nodes[0].Pods[0].Namespace, addr); !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Errorf("a closed port of %s: %v, want a refusal", addr, err)
-		}
 	}
 	checkSteered(t, l)
 	checkForgedNative(t, l, podsOf(t, l, "n2"))
@@ -62,6 +56,11 @@ func onlyNative(r *statusReport, name string) bool {
 			return false
 		}
 		found = found || p.Native
+		for _, path := range p.Paths { // whose answers may come natively
+			if path.State != "up" {
+				return false
+			}
+		}
 	}
 	return found
 }
@@ -79,9 +78,9 @@ func transfersBy(t *testing.T, l *lab.Lab, from, to, carries int) {
 }
 
 // refused sends to a port that nobody has, and returns what comes of it.
-func refused(from string, to netip.Addr) (err error) {
+func refused(from func(func() error) error, to netip.Addr) (err error) {
 	var c net.Conn
-	if err := lab.In(from, func() (err error) { c, err = net.Dial("udp", netip.AddrPortFrom(to, 9).String()); return err }); err != nil {
+	if err := from(func() (err error) { c, err = net.Dial("udp", netip.AddrPortFrom(to, 9).String()); return err }); err != nil {
 		return err
 	}
 	defer c.Close()
@@ -93,6 +92,11 @@ func refused(from string, to netip.Addr) (err error) {
 	return err
 }
 
+// inPod runs f in a pod's namespace.
+func inPod(p lab.Pod) func(func() error) error {
+	return func(f func() error) error { return lab.In(p.Namespace, f) }
+}
+
 // checkSteered demands that what comes natively for a pod of CNI passes the engine.
 func checkSteered(t *testing.T, l *lab.Lab) {
 	t.Helper()
@@ -102,15 +106,19 @@ func checkSteered(t *testing.T, l *lab.Lab) {
 	for id, rt := range map[string]*cniRuntime{"native-veth": rt, "native-tap": taps} {
 		s := newSandbox(t, id)
 		for i, addr := range addrsOf(rt.add(s)) {
+			far := nodes[2].Pods[0].Addrs()[i]
+			if err := refused(s.run, far); !errors.Is(err, syscall.ECONNREFUSED) { // of which this node's engine sees the refusal alone
+				t.Errorf("%s: a closed port of %s: %v, want a refusal", id, far, err)
+			}
 			before := status(t, l, 1).Verdicts["delivered"]
-			r := pingBy(t, func(f func() error) error { return lab.In(nodes[2].Pods[0].Namespace, f) }, addr, smallPing)
+			r := pingBy(t, inPod(nodes[2].Pods[0]), addr, smallPing)
 			passed := status(t, l, 1).Verdicts["delivered"] - before
 			if r.Lost() != 0 || passed < uint64(r.Sent) {
 				t.Errorf("ping %s natively: %+v, of which %d passed the engine", addr, r, passed)
 			}
 			before = status(t, l, 1).Verdicts["encapsulated"]
 			const pings = 50
-			r = pingBy(t, s.run, nodes[2].Pods[0].Addrs()[i], bench.Ping{Count: pings, Size: 56, Interval: time.Millisecond, Timeout: 2 * time.Second})
+			r = pingBy(t, s.run, far, bench.Ping{Count: pings, Size: 56, Interval: time.Millisecond, Timeout: 2 * time.Second})
 			if sent := status(t, l, 1).Verdicts["encapsulated"] - before; r.Lost() != 0 || sent >= pings { // nodes probe each other all the time
 				t.Errorf("%s: %+v, of its pings %d were encapsulated", id, r, sent)
 			}
@@ -219,7 +227,7 @@ func TestHostGW(t *testing.T) {
 	checkForgedNative(t, l, podsOf(t, l, "n2"))
 	for _, addr := range podsOf(t, l, "n2") {
 		before := status(t, l, 1).Verdicts["drop_reject"]
-		refused(l.Nodes()[0].Pods[0].Namespace, addr) // a UDP socket is not told that a network is unreachable
+		refused(inPod(l.Nodes()[0].Pods[0]), addr) // a UDP socket is not told that a network is unreachable
 		if told := status(t, l, 1).Verdicts["drop_reject"] - before; told != 1 {
 			t.Errorf("%s is behind the router: %d packets rejected, want 1", addr, told)
 		}
