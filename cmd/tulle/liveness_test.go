@@ -119,13 +119,7 @@ func awaitPath(t *testing.T, l *lab.Lab, node int, peer string, since time.Time,
 const testDropTable = "tulle-test"
 
 // dropTunnel drops the tunnel's datagrams from a node, before sockets and devices get them.
-func dropTunnel(from netip.Addr) error { return dropPort(from, 8472) }
-
-// letTunnel ends that.
-func letTunnel() error { return dropNothing() }
-
-// dropPort drops what comes from an IPv4 address to a port, of UDP and of TCP.
-func dropPort(from netip.Addr, port uint16) error {
+func dropTunnel(from netip.Addr) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
@@ -136,14 +130,14 @@ func dropPort(from netip.Addr, port uint16) error {
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: from.AsSlice()},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(8472)},
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	}})
 	return c.Flush()
 }
 
-// dropNothing ends what dropPort began.
-func dropNothing() error {
+// letTunnel ends that.
+func letTunnel() error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
