@@ -225,6 +225,12 @@ func TestHostGW(t *testing.T) {
 	transfersBy(t, l, 1, 3, 0)
 	checkSteered(t, l)
 	checkForgedNative(t, l, podsOf(t, l, "n2"))
+	if _, stderr, code := tulle(t, nil, nil, "ping", "--run-dir", l.Nodes()[0].RunDir, "n3"); code != exitUsage || !strings.Contains(stderr, "no tunnel to ping through") {
+		t.Errorf("tulle ping: exit %d, %q", code, stderr)
+	}
+	if _, stderr, code := tulle(t, nil, nil, "capture", "--run-dir", l.Nodes()[0].RunDir, "--stage", "tap,wire", "--duration", "1s"); code != 0 {
+		t.Errorf("tulle capture: exit %d, %q", code, stderr)
+	}
 	for _, addr := range podsOf(t, l, "n2") {
 		before := status(t, l, 1).Verdicts["drop_reject"]
 		refused(inPod(l.Nodes()[0].Pods[0]), addr) // a UDP socket is not told that a network is unreachable

@@ -196,6 +196,10 @@ func (d *daemon) answerPing(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), status)
 		return
 	}
+	if !d.config.tunnels() {
+		http.Error(w, fmt.Sprintf("backend %s has no tunnel to ping through: ping %s, which the kernel sends natively", d.config.conf.Backend.Type, peer.Probe), http.StatusBadRequest)
+		return
+	}
 	run := &pingRun{
 		pingRequest: request, forwarder: d.forwarder, answers: make(chan pingAnswer, pingAnswers), batch: packet.NewBatch(0),
 		waiting: map[uint16]*pingProbe{}, recent: map[uint16]*pingProbe{},
