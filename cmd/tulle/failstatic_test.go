@@ -43,13 +43,17 @@ func TestFailStatic(t *testing.T) {
 	t.Run("file", func(t *testing.T) {
 		l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 1, Store: lab.StoreFile})
 		path := filepath.Join(l.Dir(), "peers.json")
+		good, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
 		for _, c := range []struct {
 			name   string
 			change func() error
 		}{
 			{"damaged", func() error { return os.WriteFile(path, []byte(`[{"name": "n1", "publ`), 0o644) }},
 			{"gone", func() error { return os.Remove(path) }},
-			{"not readable", func() error { return os.Mkdir(path, 0o755) }}, // by root neither
+			{"not readable", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) }}, // by root neither
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				undisturbed(t, l, func() {
@@ -58,10 +62,11 @@ func TestFailStatic(t *testing.T) {
 					}
 					awaitStatus(t, l, func(r *statusReport) bool { return len(r.Problems) > 0 && len(r.Peers) == 1 && r.Peers[0].Routable })
 				})
+				if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, good, 0o644)); err != nil {
+					t.Fatal(err)
+				}
+				awaitStatus(t, l, func(r *statusReport) bool { return len(r.Problems) == 0 && len(r.Peers) == 1 })
 			})
-		}
-		if err := os.Remove(path); err != nil { // the lab writes it again
-			t.Error(err)
 		}
 	})
 }
