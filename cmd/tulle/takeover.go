@@ -24,7 +24,7 @@ import (
 //  4. N forwards, and takes O's other places: lock, sockets, gossip.
 //
 // Up to step 3 O goes on as if nothing had been when N says that it cannot, is not ready in time, or dies. Only one of both ever forwards.
-// Fragments that wait in O for the first one of their datagram are lost.
+// What O knows of fragmented datagrams is lost: the fragments that wait in it for their first one, and the fate of those that N gets the rest of.
 
 // readyWithin is how long a daemon that has yielded waits for the new one.
 const readyWithin = 500 * time.Millisecond
