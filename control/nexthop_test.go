@@ -133,16 +133,37 @@ func TestResolver(t *testing.T) {
 			}
 			s.must(netlink.NeighDel(&n))
 			s.problem("has not answered yet")
+			if s.hops.OnLink[peer] != want.MAC {
+				t.Errorf("on link while the neighbour does not answer: %v", s.hops.OnLink)
+			}
 			if hop := s.resolved(peer); hop != want {
 				t.Errorf("after the neighbour was deleted: %+v", hop)
 			}
 			s.fixed(peer)
 			s.r.Want(nil)
 			s.r.pass()
-			if len(s.hops.Next) != 0 || len(s.r.managed) != 0 {
+			if len(s.hops.Next) != 0 || len(s.hops.OnLink) != 0 || len(s.r.managed) != 0 {
 				t.Errorf("nothing is wanted: %+v, %v", s.hops, s.r.managed)
 			}
 		}
+	}
+}
+
+// Who is behind a gateway is not on link, also when it was before.
+func TestOffLink(t *testing.T) {
+	s := newStreet(t)
+	s.r.Want([]netip.Addr{neighbour4})
+	if s.resolved(neighbour4); s.hops.OnLink[neighbour4] != tables.MAC(peerMAC) {
+		t.Errorf("a neighbour: on link are %v", s.hops.OnLink)
+	}
+	s.must(netlink.RouteAdd(&netlink.Route{Dst: ipNet(hostPrefix(neighbour4)), Gw: net.IP{192, 0, 2, 9}}))
+	s.problem("neighbour 192.0.2.9 on tulle-u0 has not answered yet")
+	if len(s.hops.OnLink) != 0 {
+		t.Errorf("behind a gateway that does not answer: on link are %v", s.hops.OnLink)
+	}
+	s.over(func() { s.setUp("tulle-v0", "192.0.2.9/24") })
+	if s.resolved(neighbour4); len(s.hops.OnLink) != 0 {
+		t.Errorf("behind a gateway: on link are %v", s.hops.OnLink)
 	}
 }
 

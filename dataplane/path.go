@@ -45,7 +45,7 @@ func (w *worker) forwardOut(set *tables.Set, f *packet.Frame) packet.Verdict {
 		return w.complain(set, f, packet.DropNoRoute, 0)
 	case route.Kind == tables.Reject && isEngine(set, f.Dst):
 		return w.toEngine(set, set.Owner(f.Src), f) // a peer's, if it came without encapsulation
-	case w.from == Pod && isNative(set, f.Dst): // the kernel's to send, as it does what other pods send there
+	case w.from == Pod && leavesNatively(set, route, f): // the kernel's to send, as it does what other pods send there
 		v = w.toNode(set, nil, f)
 	case route.Kind == tables.Reject:
 		return w.complain(set, f, packet.DropReject, 0)
@@ -203,6 +203,11 @@ func isTunnel(set *tables.Set, f *packet.Frame) bool {
 // isData says whether a packet is traffic, and not what nodes and people find out with whether there is a path.
 func isData(f *packet.Frame) bool {
 	return f.Proto != packet.ProtoICMP && f.Proto != packet.ProtoICMPv6
+}
+
+// leavesNatively is isNative of a destination by its route, which knows it but where there is no tunnel.
+func leavesNatively(set *tables.Set, route *tables.Route, f *packet.Frame) bool {
+	return route.Kind == tables.ToPeer && route.Peer.Native || route.Kind == tables.Reject && isNative(set, f.Dst)
 }
 
 // isNative says whether the kernel sends to an address of another node by itself.

@@ -1,15 +1,11 @@
 package compare
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"net/netip"
-	"path/filepath"
 
 	"github.com/tulle-net/tulle/control/cniapi"
 	"github.com/tulle-net/tulle/scripts/lab"
@@ -46,27 +42,13 @@ func attach(ctx context.Context, nodes []lab.Node, kind string) (a *attached, er
 // ask posts a request to a node's daemon.
 func ask(ctx context.Context, n lab.Node, path string, request, answer any) error {
 	body, err := json.Marshal(request)
+	if err == nil {
+		body, err = n.Post(ctx, path, body)
+	}
 	if err != nil {
 		return err
 	}
-	socket := filepath.Join(n.RunDir, "tulle.sock")
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://tulle"+path, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(r)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		refused := &cniapi.Error{}
-		return errors.Join(refused, json.NewDecoder(resp.Body).Decode(refused))
-	}
-	return json.NewDecoder(resp.Body).Decode(answer)
+	return json.Unmarshal(body, answer)
 }
 
 func (a *attached) in(side int, f func() error) error { return a.boxes[side].In(f) }

@@ -44,7 +44,7 @@ func TestCNICycles(t *testing.T) {
 					refused.Add(1)
 				}
 				c.delete(t)
-				c.file.Close()
+				c.Close()
 				done.Add(1)
 			}
 		})

@@ -2,21 +2,17 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	cni "github.com/containernetworking/cni/pkg/types/100"
-	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/bench"
-	"github.com/tulle-net/tulle/control/netns"
 	"github.com/tulle-net/tulle/scripts/lab"
 	"github.com/tulle-net/tulle/scripts/need"
 )
@@ -25,31 +21,21 @@ const cniNetwork = "tulle-test"
 
 // A sandbox is a container's network namespace. It has no name and goes with the test's process.
 type sandbox struct {
+	*lab.Sandbox
 	id, name string // name is the path by which the daemon opens it
-	file     *os.File
 }
 
 func newSandbox(t testing.TB, id string) *sandbox {
 	t.Helper()
-	made := make(chan *os.File, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread goes, and leaves the namespace to the file
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Error(err)
-		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			t.Error(err)
-		}
-		made <- f
-	}()
-	f := <-made
-	s := &sandbox{id, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), f}
-	t.Cleanup(func() { s.file.Close() })
-	return s
+	s, err := lab.NewSandbox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return &sandbox{s, id, s.Path()}
 }
 
-func (s *sandbox) run(f func() error) error { return netns.Within(int(s.file.Fd()), f) }
+func (s *sandbox) run(f func() error) error { return s.In(f) }
 
 func (s *sandbox) config(ifname string) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: s.id, NetNS: s.name, IfName: ifname}

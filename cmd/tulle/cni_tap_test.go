@@ -269,7 +269,7 @@ func TestTAPVanished(t *testing.T) {
 	addr := addrsOf(r.add(second))[0]
 	swept := func(s *sandbox) {
 		t.Helper()
-		s.file.Close()
+		s.Close()
 		for deadline := time.Now().Add(3 * podSweep); strings.Contains(leases(t, n), s.id); time.Sleep(100 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("the lease of %s is still there", s.id)

@@ -303,7 +303,7 @@ func TestCNIVanished(t *testing.T) {
 	if err := l.StopNode(t.Context(), 1, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	gone.file.Close()
+	gone.Close()
 	for deadline := time.Now().Add(30 * time.Second); len(podLinks(t, n)) != 1; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the kernel keeps the link")

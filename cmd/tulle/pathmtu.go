@@ -112,7 +112,7 @@ func (p *prober) pathTo(peer *tables.Peer, set *tables.Set) *path {
 	if peer.Probe.Is6() {
 		floor = minMTU6
 	}
-	interval := max(probeInterval, time.Duration(set.Peers())*probeBudget)
+	interval := restInterval(set.Peers())
 	ceiling := max(floor, min(set.Node.Limit(peer.Probe), set.Node.MTU)) // nothing larger comes from this node's pods
 	search := pmtu.New(pmtu.Config{Interval: interval}, floor, ceiling, p.now())
 	return &path{peer: peer, activity: new(tables.Activity), search: search, interval: interval, mtu: ceiling}
@@ -123,8 +123,9 @@ func (p *prober) answered(peer netip.Addr, seq uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if path := p.paths[peer]; path != nil {
-		path.search.Answered(seq, p.now())
-		path.watch.Answered(p.now())
+		if path.search.Answered(seq, p.now()) {
+			path.alive(p.now())
+		}
 		p.look()
 	}
 }
@@ -175,9 +176,10 @@ func (p *prober) turn() (next time.Duration, news map[netip.Addr]int) {
 			}
 			path.watch.Sent(p.now())
 		}
-		path.judge(p.now())
+		patience := path.patience(len(p.paths))
+		path.judge(p.now(), patience)
 		next = min(next, path.search.Next())
-		if at, ok := path.watch.Next(path.patience()); ok {
+		if at, ok := path.watch.Next(patience); ok {
 			next = min(next, at)
 		}
 		if mtu := path.search.MTU(); mtu != path.mtu {

@@ -25,9 +25,14 @@ func (p *path) carries(now time.Duration) bool {
 	return ok && now-last < liveFor
 }
 
+// restInterval is the time between two probes of a path without traffic, of so many.
+func restInterval(paths int) time.Duration {
+	return max(probeInterval, time.Duration(paths)*probeBudget)
+}
+
 // pace chooses the time between two probes: paths with traffic share the budget among themselves, and all have it as before.
 func (p *path) pace(now time.Duration, paths, live int) {
-	interval := max(probeInterval, time.Duration(paths)*probeBudget)
+	interval := restInterval(paths)
 	if p.carries(now) {
 		interval = max(liveInterval, time.Duration(live)*probeBudget)
 	}
@@ -37,26 +42,31 @@ func (p *path) pace(now time.Duration, paths, live int) {
 	}
 }
 
-// patience is how long probes may go unanswered on a path that is alive: three that were due are lost, and the last of them had twice
-// its time.
-func (p *path) patience() time.Duration {
+// patience is for three probes that were due and are lost, the last of which had twice its time, and for three of the peer's that did not come:
+// it probes as many paths as this node, about.
+func (p *path) patience(paths int) pmtu.Patience {
 	_, rtt := p.search.RTT()
-	return 3*p.interval + min(max(2*rtt, 100*time.Millisecond), 500*time.Millisecond)
+	return pmtu.Patience{Answers: 3*p.interval + min(max(2*rtt, 100*time.Millisecond), 500*time.Millisecond), Quiet: 3 * restInterval(paths)}
 }
 
-// judge finds out whether the path is alive, and says it when that has changed.
-func (p *path) judge(now time.Duration) {
+// judge finds out whether the path is dead, and says it when that has changed.
+func (p *path) judge(now time.Duration, patience pmtu.Patience) {
 	before, _ := p.watch.State()
 	heard, ok := p.activity.Heard()
 	if !ok {
 		heard = -time.Hour
 	}
-	switch after := p.watch.Judge(now, heard, p.patience()); {
-	case after == before:
-	case after.Dead():
+	if after := p.watch.Judge(now, heard, patience); after != before {
 		slog.Warn("path is dead", "peer", p.peer.Name, "endpoint", p.peer.Endpoint.Addr(), "state", after, "reason", p.reason(now))
-	default:
-		slog.Info("path is alive", "peer", p.peer.Name, "endpoint", p.peer.Endpoint.Addr())
+	}
+}
+
+// alive notes an answer, and says it when the path was dead.
+func (p *path) alive(now time.Duration) {
+	before, since := p.watch.State()
+	p.watch.Answered(now)
+	if before.Dead() {
+		slog.Info("path is alive again", "peer", p.peer.Name, "endpoint", p.peer.Endpoint.Addr(), "after", now-since)
 	}
 }
 

@@ -2,6 +2,7 @@ package pmtu
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -14,11 +15,15 @@ func TestWatch(t *testing.T) {
 	seen := map[Liveness]int{}
 	for range 2000 {
 		var w Watch
-		var sent, answers []time.Duration
+		var sent []time.Duration
+		answered := false
 		now, heard, want := time.Duration(rng.IntN(1000)), time.Duration(-1<<40), Unproven
 		for range 60 {
-			now += time.Duration(rng.IntN(40))
-			const patience = 70
+			now += time.Duration(rng.IntN(40)) // 0 too: a burst
+			if rng.IntN(30) == 0 {
+				now += 500 // this process stood still
+			}
+			const answers, quiet = 70, 150
 			switch rng.IntN(5) {
 			case 0, 1:
 				w.Sent(now)
@@ -28,16 +33,18 @@ func TestWatch(t *testing.T) {
 			case 3:
 				if rng.IntN(3) == 0 {
 					w.Answered(now)
-					answers, sent, want, heard = append(answers, now), nil, Up, now
+					answered, sent, want, heard = true, nil, Up, now
 				}
 			}
-			if len(answers) > 0 && len(sent) > 0 && now-sent[0] >= patience {
-				if want = Silent; now-heard < patience {
+			if answered && len(slices.Compact(slices.Clone(sent))) >= 3 && now-sent[0] >= answers {
+				if ago := now - heard; ago < answers || want == OneWay && ago < quiet {
 					want = OneWay
+				} else {
+					want = Silent
 				}
 			}
-			if got := w.Judge(now, heard, patience); got != want {
-				t.Fatalf("at %d: %s, want %s: sent %v, answered %v, heard %d", now, got, want, sent, answers, heard)
+			if got := w.Judge(now, heard, Patience{Answers: answers, Quiet: quiet}); got != want {
+				t.Fatalf("at %d: %s, want %s: sent %v, answered %t, heard %d", now, got, want, sent, answered, heard)
 			}
 			seen[want]++
 		}

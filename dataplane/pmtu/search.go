@@ -145,12 +145,12 @@ func (s *Search) Due(now time.Duration) []Probe {
 	return s.probes
 }
 
-// Answered says that the answer to a probe came. Late ones count too; unknown, outdated and
+// Answered says that the answer to a probe came, and reports whether it counts. Late ones do too; unknown, outdated and
 // duplicate ones do nothing.
-func (s *Search) Answered(seq uint16, now time.Duration) {
+func (s *Search) Answered(seq uint16, now time.Duration) bool {
 	f := s.flights.land(seq, now)
 	if f == nil {
-		return
+		return false
 	}
 	s.path.heard(now-f.sent, now)
 	if f.size > s.mtu && f.size <= s.ceiling && f.sent >= s.doubted {
@@ -159,6 +159,7 @@ func (s *Search) Answered(seq uint16, now time.Duration) {
 	if s.round.answered(seq, f.size) {
 		s.finish(now)
 	}
+	return true
 }
 
 // Refused says that the local kernel refused to send a probe as too long (EMSGSIZE): it

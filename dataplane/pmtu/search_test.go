@@ -336,10 +336,16 @@ func TestAnswerAfterShrink(t *testing.T) {
 func TestStaleAnswers(t *testing.T) {
 	search := pmtu.New(pmtu.Config{}, 576, 1450, 0)
 	first := search.Due(0)[0]
-	search.Answered(first.Seq, 10*ms)
-	search.Answered(first.Seq, 200*ms)
+	if !search.Answered(first.Seq, 10*ms) {
+		t.Error("an answer does not count")
+	}
+	if search.Answered(first.Seq, 200*ms) {
+		t.Error("a second one does")
+	}
 	second := search.Due(500 * ms)[0]
-	search.Answered(second.Seq, 6*s)
+	if search.Answered(second.Seq, 6*s) {
+		t.Error("one that comes after seconds does")
+	}
 	last, ever := search.LastAnswer()
 	if rtt, smooth := search.RTT(); !ever || last != 10*ms || rtt != 10*ms || smooth != 10*ms {
 		t.Errorf("last answer %v, %v, RTT %v, smoothed %v", last, ever, rtt, smooth)
