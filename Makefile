@@ -31,6 +31,7 @@ CYCLES   ?= 10000
 SEED     ?= 1
 NODES    ?= 10,100,1000
 CURVES   := ^Benchmark(FIB|Peers|Lookup)$$
+SIMULATED := ^Test(Histories|Majority|MutantsAreFound)$$
 RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet|TestHolderDies|TestTakeoverGivenUp
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
@@ -54,9 +55,11 @@ e2e-containers: need-root build
 	@bin/containers -tulle bin/tulle
 
 # The lab's tests take turns on the machine's namespaces, so the packages run one at a time. The end-to-end tests start a
-# process for each command: all of them run without the race detector, and those with the most concurrency with it too.
+# process for each command: all of them run without the race detector, and those with the most concurrency with it too. The simulator
+# of the claim protocol has no goroutine.
 test: need-root build
-	$(GO) test -race -count=1 -p 1 -timeout 30m $$($(GO) list ./... | grep -v /cmd/)
+	$(GO) test -race -count=1 -p 1 -timeout 30m -skip '$(SIMULATED)' $$($(GO) list ./... | grep -v /cmd/)
+	$(GO) test -count=1 -timeout 20m ./control/claim -run '$(SIMULATED)'
 	$(GO) test -count=1 -timeout 10m ./control/gossip -run '^TestNodes$$' -nodes 100
 	$(GO) test -count=1 -timeout 40m ./cmd/...
 	$(GO) test -race -count=1 -timeout 20m -run '^($(RACE_E2E))$$' ./cmd/...

@@ -258,10 +258,10 @@ func (c *Claimer) choose(s Situation) {
 				c.Problem = fmt.Sprintf("subnet %s is given, but %s holds %s: give another one, or stop that node", block, h.Of, h.Block)
 				return
 			}
-		}
-		if slices.ContainsFunc(s.Quarantined, block.Overlaps) {
-			c.Problem = fmt.Sprintf("subnet %s is given, but was taken from its owner in the last %s: it is free after that", block, Quarantine)
-			return
+			if slices.ContainsFunc(s.Quarantined, block.Overlaps) {
+				c.Problem = fmt.Sprintf("subnet %s is given, but was taken from its owner in the last %s: it is free after that", block, Quarantine)
+				return
+			}
 		}
 	} else if old, ok := c.predecessor(s); ok {
 		c.begin(Claim{Block: old.Block, Fence: old.Fence + 1}, s)

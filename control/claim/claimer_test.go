@@ -276,6 +276,21 @@ func TestGivenSubnet(t *testing.T) {
 	}
 }
 
+// An IPv6 subnet that is given beside another IPv4 one waits for the end of the quarantine too.
+func TestGivenSubnetInIPv6(t *testing.T) {
+	n := newLoneNode(1, dualPools(t))
+	n.claimer.Given, n.claimer.Given6 = netip.MustParsePrefix("10.244.2.0/23"), netip.MustParsePrefix("fd00:244:0:7::/64")
+	s := n.situation(0, 3)
+	s.Quarantined = []netip.Prefix{netip.MustParsePrefix("fd00:244:0:7::/64")}
+	if n.claimer.Turn(s); n.claimer.Claim.Block.IsValid() || !strings.Contains(n.claimer.Problem, "fd00:244:0:7::/64 is given, but was taken from its owner") {
+		t.Errorf("%+v", n.claimer)
+	}
+	s.Quarantined = nil
+	if n.claimer.Turn(s); n.claimer.Claim.Block != n.claimer.Given || n.claimer.Problem != "" {
+		t.Errorf("%+v", n.claimer)
+	}
+}
+
 func TestBarredNodeLosesItsClaimAfterAWhile(t *testing.T) {
 	n := newLoneNode(1, testPools("10.244.0.0", "10.244.3.0", 24))
 	n.turn(0, 1)

@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	histories = flag.Int("histories", 100, "how many histories TestHistories goes through")
+	histories = flag.Int("histories", 400, "how many histories TestHistories goes through")
 	firstSeed = flag.Uint64("seed", 1, "of the first history; the others follow")
 )
 
@@ -28,6 +28,9 @@ func newWorld(seed uint64, f flaws) *world {
 		blocks = count
 	}
 	w.pools = Pools{Claimed: Pool{netip.MustParsePrefix("10.244.0.0/16"), 24, netip.MustParseAddr("10.244.0.0"), netip.AddrFrom4([4]byte{10, 244, byte(blocks - 1), 0})}}
+	if rng.IntN(3) == 0 { // dual stack
+		w.pools.Paired = Pool{netip.MustParsePrefix("fd00:244::/48"), 64, netip.MustParseAddr("fd00:244::"), block6(blocks, 64).Addr()}
+	}
 	w.loss, w.twice = rng.Float64()*0.3, rng.Float64()*0.2
 	w.delay = 20*time.Millisecond + time.Duration(rng.IntN(400))*time.Millisecond
 	if rng.IntN(4) == 0 {
@@ -42,9 +45,17 @@ func newWorld(seed uint64, f flaws) *world {
 		if rng.IntN(12) == 0 { // some are given blocks of other lengths
 			n.given = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(rng.IntN(blocks)), 0}), 22+rng.IntN(4)).Masked()
 		}
+		if w.pools.Dual() && n.given.IsValid() && (rng.IntN(2) == 0 || !w.pools.Claimed.Has(n.given)) {
+			n.given6 = block6(rng.IntN(blocks+1), 62+rng.IntN(4))
+		}
 		w.nodes = append(w.nodes, n)
 	}
 	return w
+}
+
+// block6 is the IPv6 block of number i, or one around it or in it.
+func block6(i, bits int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0, 2, 0x44, 7: byte(i)}), bits).Masked()
 }
 
 // disturb notes that news may not have reached everybody.
@@ -80,7 +91,8 @@ func (w *world) fault() {
 	case kind < 7:
 		w.part()
 		n.frozen = w.now + time.Duration(1+w.rng.IntN(20))*time.Second
-		w.note("%s stands still until %s", n.name, n.frozen)
+		n.suspended = w.rng.IntN(2) == 0
+		w.note("%s stands still until %s, its clock too: %v", n.name, n.frozen, n.suspended)
 	case kind < 10:
 		w.partition()
 		for range w.rng.IntN(4) { // joins on both sides
@@ -122,7 +134,7 @@ func (w *world) heal() {
 func (w *world) crash(n *simNode) {
 	w.disturb()
 	had := n.had
-	settled := had.State == Confirmed && !n.given.IsValid() && n.m.Claimer.Age(w.now) > 10*time.Second && w.now-n.since > 10*time.Second &&
+	settled := had.State == Confirmed && !n.given.IsValid() && n.age() > 10*time.Second && w.now-n.since > 10*time.Second &&
 		w.parted == 0 && !w.copies && w.othersHold(n, had.Block) && !n.m.Fences.Dead(had)
 	why := "disk kept"
 	switch w.rng.IntN(4) {
@@ -161,7 +173,7 @@ func (w *world) othersHold(n *simNode, block netip.Prefix) bool {
 func (w *world) release(n *simNode) {
 	w.disturb()
 	w.note("%s gives %s back and leaves", n.name, n.had.Block)
-	n.m.Release(w.now)
+	n.m.Release(n.clock())
 	n.renew(FlagLeaving)
 	for _, other := range w.nodes {
 		w.send(n.slot, other.slot, n.state(), true)
@@ -180,7 +192,7 @@ func (w *world) forget(n *simNode) {
 		for _, other := range []*simNode{n, w.nodes[w.rng.IntN(len(w.nodes))]} {
 			if other.running() && other.m.Known[id] != nil && other.situation().Dead[id] {
 				w.note("%s forgets %s, which had %v", other.name, other.m.Known[id].Name, other.m.Known[id].Claims)
-				other.m.Forget(id, w.now)
+				other.m.Forget(id, other.clock())
 				other.save(other.disk.claims)
 			}
 		}

@@ -7,7 +7,10 @@ import (
 	"time"
 )
 
-func (w *world) overlap(a, b netip.Prefix) bool { return a.IsValid() && b.IsValid() && a.Overlaps(b) }
+func (w *world) overlap(a, b []netip.Prefix) bool { return flaws{}.meet(a, b) }
+
+// clocksDiffer is by how much those of nodes do, at most, in the time of a quarantine.
+const clocksDiffer = time.Second
 
 // calm says whether for so long nothing kept news from travelling.
 func (w *world) calm(d time.Duration) bool { return w.now-w.disturbed >= d }
@@ -22,13 +25,13 @@ func (w *world) liveCount() (n int) {
 // confirmed checks I0, I3 and I5 where they can break.
 func (w *world) confirmed(n *simNode) {
 	c := n.m.Claimer.Claim
-	w.note("%s confirms %s fence %d, tenure %s", n.name, c.Block, c.Fence, n.m.Claimer.Age(w.now))
+	w.note("%s confirms %s fence %d, tenure %s", n.name, c.Block, c.Fence, n.age())
 	if len(n.disk.claims) == 0 || n.disk.claims[0].Block != c.Block || n.disk.claims[0].State != Confirmed {
 		w.violated("I3", "%s uses %s, its disk has %v", n.name, c.Block, n.disk.claims)
 	}
 	for _, other := range w.nodes {
 		o := other.m
-		if other == n || !other.up || o.Claimer.Claim.State != Confirmed || other.id == n.id || !w.overlap(o.Claimer.Claim.Block, c.Block) {
+		if other == n || !other.up || o.Claimer.Claim.State != Confirmed || other.id == n.id || !w.overlap(other.blocks(o.Claimer.Claim), n.blocks(c)) {
 			continue
 		}
 		if !w.majority && w.parted > 0 && w.now-w.parted < 40*time.Second || w.liveCount() < witnessCount || other.adopted && w.now-other.since < 5*time.Second || o.Fences.Dead(o.Claimer.Claim) {
@@ -37,7 +40,7 @@ func (w *world) confirmed(n *simNode) {
 		w.violated("I0", "%s confirms %s, which %s has", n.name, c.Block, other.name)
 	}
 	for block, r := range w.raised {
-		if w.overlap(block, c.Block) && !n.succeeded(c) && w.now-r.at < w.quarantine && w.now-w.parted > 40*time.Second && w.remembered(n, block, r) {
+		if w.overlap([]netip.Prefix{block}, n.blocks(c)) && !n.succeeded(c) && w.now-r.at < w.quarantine-clocksDiffer && w.now-w.parted > 40*time.Second && w.remembered(n, block, r) {
 			w.violated("I5", "%s confirms %s %s after %s was given back", n.name, c.Block, w.now-r.at, block)
 		}
 	}
@@ -74,21 +77,21 @@ func (n *simNode) lookAtLoss(before Claim) {
 		return
 	}
 	for h := range n.m.Holdings(maps.Values(n.m.Known)) { // that of a node that is down counts too
-		if h.Of.ID != n.id && h.State == Confirmed && w.overlap(h.Block, before.Block) && h.Tenure+3*time.Second >= before.Tenure {
+		if h.Of.ID != n.id && h.State == Confirmed && w.overlap([]netip.Prefix{h.Block}, n.blocks(before)) && h.Tenure+3*time.Second >= before.Tenure {
 			return
 		}
 	}
 	var winner *simNode
 	for _, other := range w.nodes {
-		if c := other.m.Claimer.Claim; other != n && other.up && c.State == Confirmed && w.overlap(c.Block, before.Block) {
+		if c := other.m.Claimer.Claim; other != n && other.up && c.State == Confirmed && w.overlap(other.blocks(c), n.blocks(before)) {
 			winner = other
-			if other.m.Claimer.Age(w.now)+3*time.Second >= before.Tenure {
+			if other.age()+3*time.Second >= before.Tenure {
 				return
 			}
 		}
 	}
 	if winner != nil {
-		w.violated("I6", "%s gives %s (%s) up for %s, which has had %s for %s", n.name, before.Block, before.Tenure, winner.name, winner.m.Claimer.Claim.Block, winner.m.Claimer.Age(w.now))
+		w.violated("I6", "%s gives %s (%s) up for %s, which has had %s for %s", n.name, before.Block, before.Tenure, winner.name, winner.m.Claimer.Claim.Block, winner.age())
 	}
 }
 
@@ -127,7 +130,7 @@ func (w *world) check() {
 			w.violated("I5", "%s has %s with fence %d, which ended below %d", n.name, c.Block, c.Fence, r.number)
 		}
 		for _, other := range w.nodes[:i] {
-			if o := other.m.Claimer.Claim; other.running() && o.State == Confirmed && w.overlap(o.Block, c.Block) && other.id != n.id {
+			if o := other.m.Claimer.Claim; other.running() && o.State == Confirmed && w.overlap(other.blocks(o), n.blocks(c)) && other.id != n.id {
 				w.violated("I1", "%s and %s have %s and %s, all links up for %s", n.name, other.name, c.Block, o.Block, w.now-w.disturbed)
 			}
 		}

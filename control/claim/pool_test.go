@@ -132,6 +132,28 @@ func TestPairing(t *testing.T) {
 	})
 }
 
+// Nodes whose blocks overlap in either family, whatever their lengths, ask the same witnesses of something.
+func TestOverlapMeansCommonWitnesses(t *testing.T) {
+	p := dualPools(t)
+	p.Claimed.Max = p.Claimed.Block(40).Addr()
+	rapid.Check(t, func(t *rapid.T) {
+		draw := func(label string) []netip.Prefix {
+			v4 := p.Claimed.Block(rapid.Uint64Range(0, 40).Draw(t, label))
+			if rapid.Bool().Draw(t, label+" is of the pool") {
+				return []netip.Prefix{v4, p.pair(v4)}
+			}
+			v4 = netip.PrefixFrom(v4.Addr(), rapid.IntRange(20, 30).Draw(t, label+" bits")).Masked()
+			v6 := p.Paired.Block(rapid.Uint64Range(0, 60).Draw(t, label+" IPv6"))
+			return []netip.Prefix{v4, netip.PrefixFrom(v6.Addr(), rapid.IntRange(59, 70).Draw(t, label+" IPv6 bits")).Masked()}
+		}
+		a, b := draw("a"), draw("b")
+		common := slices.ContainsFunc(p.keys(a), func(key netip.Prefix) bool { return slices.Contains(p.keys(b), key) })
+		if (flaws{}).meet(a, b) && !common {
+			t.Fatalf("%v and %v: keys %v and %v", a, b, p.keys(a), p.keys(b))
+		}
+	})
+}
+
 // A block is free when both of its halves are.
 func TestPickInBothFamilies(t *testing.T) {
 	all := dualPools(t)

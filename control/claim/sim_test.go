@@ -54,21 +54,26 @@ type simNode struct {
 	name     string
 	endpoint netip.AddrPort
 	given    netip.Prefix
+	given6   netip.Prefix
 
-	up      bool
-	since   time.Duration // of the boot
-	frozen  time.Duration // until when it stands still
-	joined  bool
-	m       *Machine
-	id      NodeID
-	disk    *simDisk
-	old     []simDisk // earlier states of the disk
-	seen    map[NodeID]time.Duration
-	next    time.Duration
-	had     Claim // confirmed as of the last look
-	gone    bool  // released
-	expect  expectation
-	adopted bool // its claim is from its disk
+	up        bool
+	since     time.Duration // of the boot
+	origin    time.Duration // what its clock showed then
+	drift     float64       // by how much its clock is too fast
+	stopped   time.Duration // for how long its clock has stood still since
+	frozen    time.Duration // until when it stands still
+	suspended bool          // its clock stands still with it
+	joined    bool
+	m         *Machine
+	id        NodeID
+	disk      *simDisk
+	old       []simDisk // earlier states of the disk
+	seen      map[NodeID]time.Duration
+	next      time.Duration
+	had       Claim // confirmed as of the last look
+	gone      bool  // released
+	expect    expectation
+	adopted   bool // its claim is from its disk
 }
 
 // An expectation is the block that a node has to have again after a restart.
@@ -138,16 +143,17 @@ func (n *simNode) start(least uint64, claims []Claim) {
 	n.disk.epoch = max(n.disk.epoch, least) + 1
 	n.disk.claims = claims
 	n.id, n.up, n.since, n.joined = n.disk.id, true, w.now, false
+	n.origin, n.drift, n.stopped = time.Duration(w.rng.Int64N(int64(1000*time.Hour))), (w.rng.Float64()-0.5)*2*maxDrift, 0
 	n.adopted = false
 	n.seen, n.next = map[NodeID]time.Duration{}, w.now
-	n.m = NewMachine(n.id, w.pools, n.disk.epoch, n.disk.memory, w.now)
-	n.m.flaws, n.m.quarantine, n.m.Claimer.Given = w.flaws, w.quarantine, n.given
+	n.m = NewMachine(n.id, w.pools, n.disk.epoch, n.disk.memory, n.clock())
+	n.m.flaws, n.m.quarantine, n.m.Claimer.Given, n.m.Claimer.Given6 = w.flaws, w.quarantine, n.given, n.given6
 	n.m.Claimer.flaws, n.m.ReclaimAfter = w.flaws, w.reclaim
 	if w.majority {
 		n.m.Claimer.Nodes = len(w.nodes)
 	}
 	if len(claims) > 0 && n.m.Claimer.Fits(claims[0]) {
-		n.m.Claimer.Adopt(claims[0], w.now)
+		n.m.Claimer.Adopt(claims[0], n.clock())
 		n.adopted = true
 	}
 	n.m.Self = &Record{ID: n.id, Epoch: n.disk.epoch, Nonce: w.rng.Uint64(), Name: n.name, Endpoint: n.endpoint}
@@ -157,6 +163,26 @@ func (n *simNode) start(least uint64, claims []Claim) {
 	}
 	n.renew(0)
 	n.had = n.m.Claimer.Claim
+}
+
+// maxDrift is by how much a clock is too fast or too slow: what a computer's without NTP may be.
+const maxDrift = 500e-6
+
+// clock is the node's own: monotonic within a boot, begun anywhere, neither of the right speed nor going while the machine is suspended.
+func (n *simNode) clock() time.Duration {
+	run := n.w.now - n.since - n.stopped
+	return n.origin + run + time.Duration(float64(run)*n.drift)
+}
+
+// age is how long the node has had its block, by its own clock.
+func (n *simNode) age() time.Duration { return n.m.Claimer.Age(n.clock()) }
+
+// blocks are what a claim of the node is of.
+func (n *simNode) blocks(c Claim) []netip.Prefix {
+	if n.given6.IsValid() && c.Block.IsValid() {
+		return []netip.Prefix{c.Block, n.given6}
+	}
+	return []netip.Prefix{c.Block, n.w.pools.pair(c.Block)}
 }
 
 func (n *simNode) renew(flags uint64) {
@@ -212,7 +238,7 @@ func (n *simNode) running() bool { return n.up && n.w.now >= n.frozen }
 
 // situation is what the transport tells the machine.
 func (n *simNode) situation() Situation {
-	s := Situation{Now: n.w.now, Ready: n.joined, Members: 1, Dead: map[NodeID]bool{}, Live: []NodeID{n.id}}
+	s := Situation{Now: n.clock(), Ready: n.joined, Members: 1, Dead: map[NodeID]bool{}, Live: []NodeID{n.id}}
 	for _, id := range sortedIDs(n.m.Known) {
 		r := n.m.Known[id]
 		if id == n.id {
@@ -233,20 +259,20 @@ func sortedIDs(m Records) []NodeID { return slices.SortedFunc(maps.Keys(m), Node
 // turn is Store.turn.
 func (n *simNode) turn() {
 	w := n.w
-	if next := n.m.Twins.Verdict(n.m.Self, w.now); next != nil {
+	if next := n.m.Twins.Verdict(n.m.Self, n.clock()); next != nil {
 		n.reborn(next)
 		return
 	}
 	s := n.situation()
 	before := n.m.Claimer.Claim
-	before.Tenure = n.m.Claimer.Age(w.now)
+	before.Tenure = n.age()
 	confirm, letters := n.m.Turn(s)
 	n.lookAtLoss(before)
 	if confirm {
 		c := n.m.Claimer.Claim
 		c.State = Confirmed
 		n.save([]Claim{c})
-		n.m.Claimer.Confirm(w.now)
+		n.m.Claimer.Confirm(n.clock())
 		n.adopted = false
 		w.confirmed(n)
 	}
@@ -255,7 +281,7 @@ func (n *simNode) turn() {
 		n.save(nil)
 	}
 	if c.State == Confirmed && w.rng.IntN(40) == 0 {
-		c.Tenure = n.m.Claimer.Age(w.now)
+		c.Tenure = n.age()
 		n.save([]Claim{c})
 	}
 	if n.m.Claimer.Stale(s2(s, n.m.Self)) {
@@ -266,7 +292,7 @@ func (n *simNode) turn() {
 	}
 	for _, l := range letters {
 		if l.To == n.id {
-			n.m.Answered(n.m.Witness(l.Request, s.Dead, w.now), w.now)
+			n.m.Answered(n.m.Witness(l.Request, s.Dead, n.clock()), n.clock())
 			continue
 		}
 		if r := n.m.Known[l.To]; r != nil {
@@ -303,23 +329,23 @@ func (n *simNode) receive(m mail) {
 	w := n.w
 	from := w.nodes[m.from]
 	for _, r := range m.records {
-		n.m.Hear(r, w.now)
+		n.m.Hear(r, n.clock())
 		if r.ID == n.id && r.Endpoint != n.endpoint && from.endpoint == r.Endpoint && from.up && !r.Leaving() {
-			n.m.Twins.Met(r, w.now)
+			n.m.Twins.Met(r, n.clock())
 		}
 	}
-	if n.m.HearFences(m.fences, w.now) {
+	if n.m.HearFences(m.fences, n.clock()) {
 		n.save(n.disk.claims)
 	}
 	switch {
 	case m.ask != nil && m.id == n.id:
-		a := n.m.Witness(*m.ask, n.situation().Dead, w.now)
+		a := n.m.Witness(*m.ask, n.situation().Dead, n.clock())
 		if w.wordy {
 			w.note("%s answers %s about %s: %s %s of %.4s", n.name, from.name, m.ask.Claim.Block, [...]string{"nothing", "yes", "no"}[a.Verdict], a.Holder.Block, a.Of)
 		}
 		w.send(n.slot, m.from, mail{answer: &a, id: m.ask.By}, false)
 	case m.answer != nil && m.id == n.id:
-		n.m.Answered(*m.answer, w.now)
+		n.m.Answered(*m.answer, n.clock())
 	}
 }
 
@@ -328,6 +354,11 @@ const simStep = 50 * time.Millisecond
 // step lets 50 ms pass.
 func (w *world) step() {
 	w.now += simStep
+	for _, n := range w.nodes {
+		if n.suspended && w.now < n.frozen {
+			n.stopped += simStep
+		}
+	}
 	for len(w.post) > 0 && w.post[0].at <= w.now {
 		m := heap.Pop(&w.post).(mail)
 		if to := w.nodes[m.to]; to.running() {

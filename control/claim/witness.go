@@ -73,23 +73,50 @@ func (f flaws) meet(a, b []netip.Prefix) bool {
 	})
 }
 
-// keys returns the pool blocks that block touches: nodes that claim overlapping blocks of different lengths have one in common,
-// and so the same witnesses.
-func (p Pools) keys(block netip.Prefix) (keys []netip.Prefix) {
-	if block.Bits() >= p.Claimed.Bits || block.Addr().BitLen() != p.Claimed.bitLen() {
-		return []netip.Prefix{netip.PrefixFrom(block.Addr(), min(block.Bits(), p.Claimed.Bits)).Masked()}
+// touched returns the pool's blocks that block touches.
+func (p Pool) touched(block netip.Prefix) (all []netip.Prefix) {
+	if block.Bits() >= p.Bits {
+		return []netip.Prefix{netip.PrefixFrom(block.Addr(), p.Bits).Masked()}
 	}
-	step := uint128{0, 1}.shl(p.Claimed.hostBits())
-	for at := toUint(block.Addr()); len(keys) < maxKeys && block.Contains(at.addr(p.Claimed.bitLen())); at = at.add(step) {
-		keys = append(keys, netip.PrefixFrom(at.addr(p.Claimed.bitLen()), p.Claimed.Bits))
+	step := uint128{0, 1}.shl(p.hostBits())
+	for at := toUint(block.Addr()); len(all) < maxKeys && block.Contains(at.addr(p.bitLen())); at = at.add(step) {
+		all = append(all, netip.PrefixFrom(at.addr(p.bitLen()), p.Bits))
+	}
+	return all
+}
+
+// keys returns the pool blocks that blocks touch, an IPv6 block by the IPv4 one that it goes with: nodes that claim overlapping blocks
+// of different lengths have one in common, and so the same witnesses.
+func (p Pools) keys(blocks []netip.Prefix) (keys []netip.Prefix) {
+	for _, block := range blocks {
+		pool := p.Claimed
+		if p.Dual() && block.Addr().BitLen() == p.Paired.bitLen() {
+			pool = p.Paired
+		}
+		for _, key := range pool.touched(block) {
+			if pool == p.Paired {
+				key = p.unpair(key)
+			}
+			if !slices.Contains(keys, key) {
+				keys = append(keys, key)
+			}
+		}
 	}
 	return keys
 }
 
-// witnesses returns whom to ask of block: of each key the three nodes with the highest weight. The asker may be one of them: two
+// unpair returns the IPv4 block that a block of the paired pool goes with, the block itself if it goes with none.
+func (p Pools) unpair(block netip.Prefix) netip.Prefix {
+	if i := p.Paired.index(block.Addr()); p.Paired.Has(block) && i.hi == 0 && i.lo < p.Claimed.size() {
+		return p.Claimed.Block(i.lo)
+	}
+	return block
+}
+
+// witnesses returns whom to ask of blocks: of each key the three nodes with the highest weight. The asker may be one of them: two
 // that ask must come to the same three.
-func (p Pools) witnesses(block netip.Prefix, live []NodeID) (chosen []NodeID) {
-	for _, key := range p.keys(block) {
+func (p Pools) witnesses(blocks []netip.Prefix, live []NodeID) (chosen []NodeID) {
+	for _, key := range p.keys(blocks) {
 		best := slices.SortedFunc(slices.Values(live), func(a, b NodeID) int {
 			return cmp.Or(cmp.Compare(Weight(b, key), Weight(a, key)), a.Compare(b))
 		})
@@ -124,7 +151,8 @@ func (c *Claimer) ask(s Situation) (letters []Letter) {
 	if !c.Claim.Block.IsValid() || c.Claim.State != Tentative || c.flaws.noWitnesses {
 		return nil
 	}
-	for _, id := range c.Pools.witnesses(c.Claim.Block, s.Live) {
+	question := Request{c.ID, c.vote.attempt, s.Self.Seq, c.Claim, c.paired()}
+	for _, id := range c.Pools.witnesses(question.blocks(), s.Live) {
 		since := askPause
 		if _, ok := c.vote.yes[id]; ok {
 			since = voteTime / 2
@@ -133,7 +161,7 @@ func (c *Claimer) ask(s Situation) (letters []Letter) {
 			continue
 		}
 		c.vote.asked[id] = s.Now
-		letters = append(letters, Letter{id, Request{c.ID, c.vote.attempt, s.Self.Seq, c.Claim, c.paired()}})
+		letters = append(letters, Letter{id, question})
 	}
 	return letters
 }
@@ -171,7 +199,7 @@ func (c *Claimer) avoid(block netip.Prefix, now time.Duration) {
 // decided says whether nobody objects to the tentative claim: all witnesses agree, and their word had time to be
 // overtaken by older news; or most of those who say something do, and it was announced for as long as news may take; or there is nobody to ask.
 func (c *Claimer) decided(s Situation) bool {
-	witnesses := c.Pools.witnesses(c.Claim.Block, s.Live)
+	witnesses := c.Pools.witnesses(Request{Claim: c.Claim, Second: c.paired()}.blocks(), s.Live)
 	if len(witnesses) < 2 || c.flaws.noWitnesses {
 		return s.Now >= c.decide
 	}
