@@ -19,6 +19,7 @@ type Counters struct {
 	Ports     [numCounters]PortCounters
 	Generated uint64 // packets that the engine made itself, in segments
 	Queued    uint64 // segments taken in and not yet settled: measured, not derived
+	Inherited int64  // segments taken over from another engine, which waited there, less those left to one
 	// ICMPLimited counts the ICMP errors that were not made because there were too many. They are no packets.
 	ICMPLimited uint64
 	Verdicts    [packet.NumVerdicts]uint64
@@ -36,6 +37,7 @@ func (c *Counters) add(o *Counters) {
 	}
 	c.Generated += o.Generated
 	c.Queued += o.Queued
+	c.Inherited += o.Inherited
 	c.ICMPLimited += o.ICMPLimited
 	for i := range c.Verdicts {
 		c.Verdicts[i] += o.Verdicts[i]
@@ -43,22 +45,23 @@ func (c *Counters) add(o *Counters) {
 }
 
 // A Ledger is the conservation of packets, in wire segments:
-// In + Generated = Out + Consumed + Dropped + Queued, exact.
+// In + Generated + Inherited = Out + Consumed + Dropped + Queued, exact.
 type Ledger struct {
 	In        uint64 `json:"in"`
 	Generated uint64 `json:"generated"`
+	Inherited int64  `json:"inherited"` // from the daemon before, less those left to the next one
 	Out       uint64 `json:"out"`
 	Consumed  uint64 `json:"consumed"`
 	Dropped   uint64 `json:"dropped"`
 	Queued    uint64 `json:"queued"`
 	// Judged is the sum over all verdicts: every packet gets exactly one, so it equals
-	// In + Generated - Queued.
+	// In + Generated + Inherited - Queued.
 	Judged uint64 `json:"judged"`
 }
 
 // Ledger sums the counters up.
 func (c *Counters) Ledger() Ledger {
-	l := Ledger{Generated: c.Generated, Queued: c.Queued}
+	l := Ledger{Generated: c.Generated, Inherited: c.Inherited, Queued: c.Queued}
 	for _, p := range c.Ports {
 		l.In += p.SegmentsIn
 		l.Out += p.SegmentsOut
@@ -77,6 +80,6 @@ func (c *Counters) Ledger() Ledger {
 
 // Balanced reports whether no packet is missing and none was counted twice.
 func (l Ledger) Balanced() bool {
-	in := l.In + l.Generated
+	in := l.In + l.Generated + uint64(l.Inherited)
 	return in == l.Out+l.Consumed+l.Dropped+l.Queued && in == l.Judged+l.Queued
 }

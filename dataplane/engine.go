@@ -39,6 +39,8 @@ type Config struct {
 
 	// DecrementTTL makes the tunnel a hop on each side, as flannel's udp backend is.
 	DecrementTTL bool
+	// Fragments are what another engine of as many workers left; the zero value for none.
+	Fragments Fragments
 	// CopyDSCP copies the inner DSCP to the outer header (RFC 2983, uniform model); without it the outer one is 0.
 	CopyDSCP bool
 }

@@ -40,6 +40,7 @@ type worker struct {
 	limits icmpLimiter
 	// Fragments, by where they come from: the TAP or an underlay.
 	outFragments, inFragments *fragment.Tracker
+	left                      WorkerFragments // valid once the worker has ended
 
 	observers *[]*Observer // of this turn; nil for none
 	serial    uint64       // of the last packet met while observed
@@ -56,6 +57,7 @@ func newWorker(e *Engine, number int, p Ports) (*worker, error) {
 		outFragments: fragment.New(fragment.Limits{}), inFragments: fragment.New(fragment.Limits{}),
 	}
 	var err error
+	w.adoptFragments(e.Fragments, len(e.Ports))
 	w.poller, err = newPoller(w.ports, e.BusyPoll)
 	return w, err
 }
@@ -65,6 +67,7 @@ func (w *worker) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer close(w.ended)
+	defer w.leaveFragments()
 	for !w.halt.Load() {
 		ready, err := w.poller.wait(w.patience())
 		if err != nil {

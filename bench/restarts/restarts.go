@@ -5,6 +5,7 @@
 package restarts
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,7 @@ type Plan struct {
 	Times       int      // how often
 	Streams     int      // TCP connections, half of them each way
 	Rate        int      // datagrams a second, over all flows
+	Size        int      // of each, bytes of payload; 0 for 200
 	Executables []string // of the next daemons, in turns; none: always the lab's
 }
 
@@ -128,7 +130,7 @@ func (r *run) close() {
 
 // datagrams sends so many over each of the UDP flows.
 func (r *run) datagrams(ctx context.Context, count int) ([]bench.SequenceResult, error) {
-	s := bench.Sequence{Count: count, Size: udpSize, Interval: time.Second * udpFlows / time.Duration(r.Rate), Quiet: quiet}
+	s := bench.Sequence{Count: count, Size: cmp.Or(r.Size, udpSize), Interval: time.Second * udpFlows / time.Duration(r.Rate), Quiet: quiet}
 	results, errs := make([]bench.SequenceResult, len(r.udp)), make([]error, len(r.udp))
 	var all sync.WaitGroup
 	for i, c := range r.udp {

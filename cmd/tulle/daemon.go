@@ -16,6 +16,7 @@ import (
 	"github.com/tulle-net/tulle/control/gossip"
 	"github.com/tulle-net/tulle/control/netconf"
 	"github.com/tulle-net/tulle/control/netfilter"
+	"github.com/tulle-net/tulle/dataplane"
 	"github.com/tulle-net/tulle/dataplane/tap"
 )
 
@@ -109,7 +110,7 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 		slog.Warn("net.ipv4.conf.all.rp_filter is not 0: packets from peers' own addresses may be dropped by the kernel", "value", filter)
 	}
 	if d.forwarder == nil {
-		if d.forwarder, err = openForwarder(c); err != nil {
+		if d.forwarder, err = openForwarder(c, dataplane.Fragments{}); err != nil {
 			return err
 		}
 	}

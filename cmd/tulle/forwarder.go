@@ -54,6 +54,7 @@ type forwarder struct {
 	engine    *dataplane.Engine
 	set       *tables.Set
 	observers map[*dataplane.Observer]func() // with what stops each
+	fragments dataplane.Fragments            // that the engine before left
 	linkBase  control.LinkCounts             // when linkOf began
 	linkOf    *dataplane.Engine
 	past      dataplane.Counters // of engines that ended
@@ -66,9 +67,9 @@ type forwarder struct {
 }
 
 // openForwarder adopts what the daemon before left with the holder, and makes the rest: sockets, flow table and TAP, in this order: a port
-// that is taken is found before anything was made.
-func openForwarder(c *daemonConfig) (*forwarder, error) {
-	f := &forwarder{config: c, now: sinceBoot()}
+// that is taken is found before anything was made. fragments are what a daemon that yields knew, if there is one.
+func openForwarder(c *daemonConfig, fragments dataplane.Fragments) (*forwarder, error) {
+	f := &forwarder{config: c, now: sinceBoot(), fragments: fragments}
 	f.held = newHeld(c, f.parts)
 	f.pods = newPodTAPs(f)
 	f.wayOut = openWayOut(c)
@@ -132,7 +133,8 @@ func (f *forwarder) attach(device *tap.Device) error {
 		}
 	}
 	engine, err := dataplane.New(dataplane.Config{
-		Codec: f.config.codec, Ports: ports, Flows: f.flows, Clock: f.now, Probe: f.answered,
+		Fragments: f.left(),
+		Codec:     f.config.codec, Ports: ports, Flows: f.flows, Clock: f.now, Probe: f.answered,
 		Join: device.Joining(), DecrementTTL: f.config.plainUDP(), CopyDSCP: f.config.copyDSCP, BusyPoll: f.config.busyPoll,
 	})
 	if err != nil {

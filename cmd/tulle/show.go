@@ -142,8 +142,8 @@ func writeStatus(out io.Writer, r *statusReport) error {
 	fmt.Fprintf(w, "limits\t%s\n", strings.Join(u.Limits, "; "))
 	writeCounts(w, "outer drops", u.OuterDrops)
 	l := r.Engine.Ledger
-	fmt.Fprintf(w, "ledger\tin %d + generated %d = out %d + consumed %d + dropped %d + queued %d: %s\n",
-		l.In, l.Generated, l.Out, l.Consumed, l.Dropped, l.Queued, map[bool]string{true: "balanced", false: "NOT BALANCED"}[r.Engine.Balanced])
+	fmt.Fprintf(w, "ledger\tin %d + generated %d + inherited %d = out %d + consumed %d + dropped %d + queued %d: %s\n",
+		l.In, l.Generated, l.Inherited, l.Out, l.Consumed, l.Dropped, l.Queued, map[bool]string{true: "balanced", false: "NOT BALANCED"}[r.Engine.Balanced])
 	f := r.Flows
 	fmt.Fprintf(w, "flows\t%d of %d, IPv6 %d of %d: %d begun, %d expired, %d evicted, %d found no room, %d of sources that have %d\n",
 		f.Flows4, f.Capacity4, f.Flows6, f.Capacity6, f.Inserted, f.Expired, f.Evicted, f.Full, f.OverQuota, f.PerSource)

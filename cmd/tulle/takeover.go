@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/dataplane"
 )
 
 // A takeover in steps, N the new daemon and O the old one:
@@ -24,7 +25,8 @@ import (
 //  4. N forwards, and takes O's other places: lock, sockets, gossip.
 //
 // Up to step 3 O goes on as if nothing had been when N says that it cannot, is not ready in time, or dies. Only one of both ever forwards.
-// What O knows of fragmented datagrams is lost: the fragments that wait in it for their first one, and the fate of those that N gets the rest of.
+// O's answer in step 1 has what it knows of fragmented datagrams: those that wait in it for their first fragment, and the fate of those that N
+// gets the rest of.
 
 // readyWithin is how long a daemon that has yielded waits for the new one.
 const readyWithin = 500 * time.Millisecond
@@ -46,8 +48,13 @@ func (f *forwarder) runEngine(ctx context.Context) error {
 	if f.paused != nil {
 		stop()
 	}
+	engine := f.engine
 	f.mu.Unlock()
-	return f.engine.Run(ctx)
+	err = engine.Run(ctx)
+	f.mu.Lock()
+	f.fragments = engine.Left()
+	f.mu.Unlock()
+	return err
 }
 
 // restAndGoOn waits for the end of a pause, and makes another engine for the same TAP.
@@ -101,9 +108,17 @@ func (f *forwarder) resume() {
 	}
 }
 
+// left returns what the engine that ended knew of fragmented datagrams.
+func (f *forwarder) left() dataplane.Fragments {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fragments
+}
+
 // yieldReport is the answer of a daemon that has yielded.
 type yieldReport struct {
-	PID int `json:"pid"`
+	PID       int                 `json:"pid"`
+	Fragments dataplane.Fragments `json:"fragments"`
 }
 
 // yield makes room for another daemon, for a while.
@@ -120,7 +135,7 @@ func (d *daemon) yield(ctx context.Context) (*yieldReport, error) {
 		slog.Warn("the daemon that was to take over was not ready in time: this one goes on")
 		d.forwarder.resume()
 	})
-	return &yieldReport{PID: os.Getpid()}, nil
+	return &yieldReport{PID: os.Getpid(), Fragments: d.forwarder.left()}, nil
 }
 
 // answerYielded ends this process if the other is in time.
@@ -150,10 +165,11 @@ func (d *daemon) goOnNow(context.Context) (*yieldReport, error) {
 
 // takeOver makes the daemon that runs yield and returns a forwarder of all that it had, which that one uses no more.
 func takeOver(ctx context.Context, c *daemonConfig) (*forwarder, error) {
-	if err := request(ctx, c.runDir, pathYield); err != nil {
+	yielded, err := call[yieldReport](ctx, c.runDir, http.MethodPost, pathYield)
+	if err != nil {
 		return nil, fmt.Errorf("take over: %w", err)
 	}
-	f, err := openForwarder(c)
+	f, err := openForwarder(c, yielded.Fragments)
 	if err != nil {
 		return nil, fmt.Errorf("take over: %w", errors.Join(err, request(ctx, c.runDir, pathGoOn)))
 	}

@@ -65,35 +65,11 @@ func TestAtomic(t *testing.T) {
 	atomic := part{v6: true, id: 1, length: 100}
 	for range 3 {
 		c.expect(atomic, 0, fragment.Decide, packet.None)
-		if out := c.tracker.Decided(packet.DropNoRoute); out != nil || c.tracker.Note() != nil {
-			t.Errorf("%d frames released, note %v", len(out), c.tracker.Note())
+		if out := c.tracker.Decided(packet.DropNoRoute); out != nil {
+			t.Errorf("%d frames released", len(out))
 		}
 		c.expect(part{v6: true, id: 1, offset: 8, length: 8, more: true}, 0, fragment.Held, packet.None)
 		c = converse(t)
-	}
-}
-
-// A datagram keeps the engine's word for all its fragments, and no longer.
-func TestNote(t *testing.T) {
-	c := converse(t)
-	first, second := part{id: 1, length: 8, more: true}, part{id: 1, offset: 8, length: 8}
-	for range 2 {
-		c.expect(second, 0, fragment.Held, packet.None)
-		c.expect(first, 0, fragment.Decide, packet.None)
-		if got := *c.tracker.Note(); got != 0 {
-			t.Fatalf("a new datagram's note is %d", got)
-		}
-		*c.tracker.Note() = 42
-		if n := len(c.tracker.Decided(packet.Delivered)); n != 1 {
-			t.Fatalf("%d frames released", n)
-		}
-		c.expect(part{id: first.id + 1, length: 8, more: true}, 0, fragment.Decide, packet.None)
-		*c.tracker.Note() = 43
-		c.expect(second, 0, fragment.Drop, packet.DropFragmentOverlap)
-		if got := *c.tracker.Note(); got != 42 {
-			t.Fatalf("note %d, want 42", got)
-		}
-		first.id, second.id = 3, 3
 	}
 }
 
@@ -114,10 +90,6 @@ func TestReusedID(t *testing.T) {
 	at := time.Duration(0)
 	for _, gap := range []time.Duration{time.Second - 1, time.Second, 2 * time.Second, time.Hour} {
 		c.expect(parts[0], at, fragment.Decide, packet.None)
-		if got := *c.tracker.Note(); got != 0 {
-			t.Fatalf("the note of the datagram before, %d", got)
-		}
-		*c.tracker.Note() = 1
 		c.tracker.Decided(packet.None)
 		c.expect(parts[1], at, fragment.Pass, packet.None)
 		c.expect(parts[1], at+time.Second-1, fragment.Drop, packet.DropFragmentOverlap)

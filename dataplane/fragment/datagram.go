@@ -10,7 +10,6 @@ import (
 type datagram struct {
 	key     key
 	expires time.Duration
-	note    uint64
 
 	decided  bool
 	verdict  packet.Verdict // of the first fragment; valid iff decided
@@ -39,7 +38,7 @@ func (d *datagram) reset(now time.Duration) {
 	used := blocksTo(d.reach)
 	d.blocks.clear(used)
 	d.starts.clear(used)
-	d.expires, d.note = now+lifetime, 0
+	d.expires = now + lifetime
 	d.decided, d.verdict, d.poisoned = false, packet.None, false
 	d.seen, d.reach, d.closed = 0, 0, false
 }

@@ -2,6 +2,7 @@ package fragment_test
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -60,5 +61,60 @@ func (d *pair) step(b [stepLen]byte) {
 	if flags&64 != 0 {
 		d.expire()
 	}
+	if flags&128 != 0 {
+		d.handOver()
+	}
 	d.judge(p, decisions[int(b[1])%len(decisions)])
+}
+
+// FuzzAdopt lets a Tracker adopt anything: it keeps its bounds, and goes on.
+func FuzzAdopt(f *testing.F) {
+	r := rand.New(rand.NewPCG(2, 0))
+	for range 10 {
+		d := newPair(f, fragment.Limits{Datagrams: 8, Held: 64, Memory: 1, Wait: 3 * time.Second}, false)
+		for _, p := range append(cut(r, false), cut(r, true)...) {
+			if r.IntN(3) > 0 {
+				d.judge(p, decisions[r.IntN(len(decisions))])
+			}
+		}
+		seed, err := json.Marshal(d.tracker.HandOver())
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var h fragment.Handover
+		if json.Unmarshal(text, &h) != nil {
+			return
+		}
+		const most = 8
+		tracker, now := fragment.New(fragment.Limits{Datagrams: 4, Held: most, Memory: 1, Wait: 3 * time.Second}), time.Minute
+		if n := tracker.Adopt(h, now); n != tracker.Held() || n > min(most, len(h.Waiting)) {
+			t.Fatalf("%d segments held of %d that waited", n, len(h.Waiting))
+		}
+		if at, ok := tracker.NextDeadline(); ok && (at < now || at > now+3*time.Second) {
+			t.Fatalf("the next deadline is %v at %v", at, now)
+		}
+		again := tracker.HandOver()
+		if len(again.Datagrams) > 4 {
+			t.Fatalf("%d datagrams", len(again.Datagrams))
+		}
+		if n := tracker.Adopt(again, now); n != len(again.Waiting) {
+			t.Fatalf("%d segments of %d adopted from one that is sound", n, len(again.Waiting))
+		}
+		b := packet.NewBatch(0)
+		for _, d := range again.Datagrams {
+			p := part{v6: d.Src.Is6(), id: d.ID, proto: max(d.Proto, packet.ProtoUDP), length: 16, more: true}
+			first := p.frame(b, 1)
+			first.Src, first.Dst, first.FragmentID = d.Src, d.Dst, d.ID
+			if action, _ := tracker.Judge(first, now); action == fragment.Decide {
+				tracker.Decided(packet.None)
+			}
+			b.Reset()
+		}
+		if lost := tracker.Expire(now + time.Hour); tracker.Held() != 0 {
+			t.Fatalf("%d segments held for ever, %d given up", tracker.Held(), len(lost))
+		}
+	})
 }

@@ -35,6 +35,8 @@ type modelHeld struct {
 	mark     byte
 	deadline time.Duration
 	verdict  packet.Verdict
+
+	handedOver bool // from another Tracker
 }
 
 func nameOf(p part) part {

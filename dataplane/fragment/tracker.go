@@ -165,15 +165,6 @@ func (t *Tracker) Decided(v packet.Verdict) []*packet.Frame {
 	return t.frames[from:]
 }
 
-// Note returns a word that the engine may keep with the datagram of the last Judge, zero
-// for a new datagram; nil for a frame that Judge did not remember. Valid until the next Judge.
-func (t *Tracker) Note() *uint64 {
-	if t.current == nil {
-		return nil
-	}
-	return &t.current.note
-}
-
 // Expire returns the held fragments that will not be released: DropFragmentOrphan when they
 // waited too long, DropFragmentMemory when their datagram's entry was needed for another,
 // DropFragmentOverlap when it was spoilt. They are valid until Recycle.

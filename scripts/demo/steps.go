@@ -217,11 +217,11 @@ type port struct {
 }
 
 type ledger struct {
-	In, Generated, Out, Consumed, Dropped, Queued int64
+	In, Generated, Inherited, Out, Consumed, Dropped, Queued int64
 }
 
 func (l ledger) balanced() bool {
-	return l.In+l.Generated == l.Out+l.Consumed+l.Dropped+l.Queued
+	return l.In+l.Generated+l.Inherited == l.Out+l.Consumed+l.Dropped+l.Queued
 }
 
 // port adds up the ports whose names begin with name: there is an underlay for each address family.
