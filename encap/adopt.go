@@ -54,8 +54,8 @@ func adoptOne(c *Config, files []int) (*Underlay, error) {
 	if u.gro, err = tuneReceiver(u.receiver, u.family); err != nil {
 		return nil, err
 	}
-	for _, fd := range files[1:] {
-		if err := errors.Join(fitsUDP(fd, netip.AddrPortFrom(c.Local.Addr(), 0)), deafen(fd)); err != nil {
+	for _, fd := range files[1:] { // which are deaf since they were opened
+		if err := fitsUDP(fd, netip.AddrPortFrom(c.Local.Addr(), 0)); err != nil {
 			return nil, err
 		}
 		u.senders = append(u.senders, newSender(fd, u.family))

@@ -18,12 +18,14 @@ const (
 	partUnderlay6 = "underlay6"
 	partFlows     = "flows"
 	partTAP       = "tap"
+	partTunnel    = "tunnel"
 	partState     = "state" // bytes, no descriptors
 )
 
 // adopt takes over what the daemon before left and what fits the configuration. From a daemon that is alive it takes all or nothing.
 func (f *forwarder) adopt() error {
 	f.held.take()
+	f.wayOut.adopt(f.held)
 	for _, family := range f.families() {
 		f.held.adopt(family.part, f.underlayFit(family.local), func(files []int) (err error) {
 			*family.underlays, err = f.openFamily(family.local, files)
@@ -97,6 +99,9 @@ func (f *forwarder) parts() (all []part) {
 	}
 	if f.tap != nil && f.tap.Kind == tap.TAP {
 		add(partTAP, f.tapFit(), f.tap.Files())
+	}
+	if f.wayOut.tunnel != nil {
+		add(partTunnel, f.wayOut.fit(), f.wayOut.tunnel.Files())
 	}
 	f.pods.parts(add)
 	return all

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,6 +90,7 @@ type daemon struct {
 
 // runDaemon runs the node until ctx ends, and removes what it made.
 func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
+	collect := debug.SetGCPercent(-1) // packets wait: what the start leaves behind is collected after it
 	var peers []control.Node
 	if c.peersFile != "" {
 		if peers, err = control.LoadPeers(c.peersFile); err != nil { // a wrong file stops the start, and only that
@@ -123,6 +125,7 @@ func runDaemon(ctx context.Context, c *daemonConfig) (err error) {
 	// What was adopted waits: it is forwarded with what was inherited before gossip has its disk and its sockets.
 	forwarding := begin(ctx, func(ctx context.Context) error { return d.forwarder.run(ctx, d.reconciler.Wake) })
 	defer forwarding.end()
+	debug.SetGCPercent(collect)
 	if err := d.openStore(); err != nil {
 		return err
 	}

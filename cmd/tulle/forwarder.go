@@ -72,7 +72,8 @@ func openForwarder(c *daemonConfig, fragments dataplane.Fragments) (*forwarder, 
 	f := &forwarder{config: c, now: sinceBoot(), fragments: fragments}
 	f.held = newHeld(c, f.parts)
 	f.pods = newPodTAPs(f)
-	f.wayOut = openWayOut(c)
+	f.wayOut = newWayOut(c)
+	f.wayOut.restored = f.held.changed
 	err := f.adopt()
 	if err == nil {
 		err = f.openUnderlays()
@@ -96,9 +97,7 @@ func openForwarder(c *daemonConfig, fragments dataplane.Fragments) (*forwarder, 
 	default:
 		return nil, errors.Join(err, f.close(false))
 	}
-	if err := f.held.keep(); err != nil && !noHolder(err) {
-		slog.Error("the holder keeps nothing", "error", err)
-	}
+	f.held.changed() // what is new goes to the holder once packets flow
 	return f, nil
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -33,22 +34,26 @@ type wayOut struct {
 	tunnel   *tap.Tunnel // nil without tunnel GSO
 	nextHops encap.NextHops
 	resolver *control.Resolver
+	restored func()                          // is told that the TAP was made again
 	onLink   func(map[netip.Addr]tables.MAC) // is told of the peers on link; nil before Look
 	link     int                             // that all are bound to; the resolver's goroutine's alone
+	config   *daemonConfig
 }
 
-func openWayOut(c *daemonConfig) *wayOut {
-	w := &wayOut{link: c.link.Index, tunnel: openTunnel(c)}
+// newWayOut returns one without a TAP for super-packets: adopt comes next.
+func newWayOut(c *daemonConfig) *wayOut {
+	w := &wayOut{link: c.link.Index, config: c}
 	w.resolver = control.NewResolver(c.link, w.take)
 	w.resolver.Passive = c.underlay == underlayUDP && c.tunnels()
 	return w
 }
 
-// openTunnel makes the TAP for super-packets if it is wanted and the kernel has all that it takes; super-packets leave in segments
-// without it.
-func openTunnel(c *daemonConfig) *tap.Tunnel {
-	if !c.wholeFrames() {
-		return nil
+// adopt takes over the TAP for super-packets of the daemon before, or makes it, if it is wanted and the kernel has all that it takes;
+// super-packets leave in segments without it.
+func (w *wayOut) adopt(h *held) {
+	c := w.config
+	if !c.wholeFrames() || h.adopt(partTunnel, w.fit(), w.adoptTunnel) {
+		return
 	}
 	t, err := tap.OpenTunnel(tunnelName, c.workers)
 	if err == nil {
@@ -58,10 +63,22 @@ func openTunnel(c *daemonConfig) *tap.Tunnel {
 	}
 	if err != nil {
 		slog.Info("super-packets leave in segments: no tunnel GSO", "why", err)
-		return nil
+		return
 	}
-	return t
+	w.tunnel = t
 }
+
+// adoptTunnel leaves the kernel's side to the reconciler.
+func (w *wayOut) adoptTunnel(files []int) error {
+	t, err := tap.AdoptTunnel(tunnelName, files)
+	if err == nil {
+		w.tunnel = t
+	}
+	return err
+}
+
+// fit says in words what the TAP's descriptors depend on.
+func (w *wayOut) fit() string { return fmt.Sprintf("%d queues", w.config.workers) }
 
 // wholeFrames says whether super-packets are to leave encapsulated but uncut.
 func (c *daemonConfig) wholeFrames() bool {
@@ -128,7 +145,11 @@ func (w *wayOut) run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		if restored, err := w.tunnel.Restore(); restored || err != nil {
+		restored, err := w.tunnel.Restore()
+		if restored {
+			w.restored()
+		}
+		if restored || err != nil {
 			slog.Warn("the TAP for super-packets was removed by somebody else; making it again", "link", tunnelName, "error", err)
 		}
 	}

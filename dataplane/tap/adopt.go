@@ -18,7 +18,7 @@ func Adopt(name string, queues []int) (*Device, error) {
 	}
 	d := &Device{Name: name, Kind: TAP}
 	for _, fd := range queues {
-		if err := checkQueue(fd, name); err != nil {
+		if err := checkQueue(fd, name, packet.VNetLen); err != nil {
 			return nil, fmt.Errorf("adopt tap %s: %w", name, err)
 		}
 		d.Queues = append(d.Queues, &Queue{fd: fd})
@@ -29,8 +29,21 @@ func Adopt(name string, queues []int) (*Device, error) {
 	return d, nil
 }
 
-// checkQueue says what keeps a descriptor from being an open queue of the TAP.
-func checkQueue(fd int, name string) error {
+// AdoptTunnel is Adopt for a device of OpenTunnel, which is as it was when the queues were opened.
+func AdoptTunnel(name string, queues []int) (*Tunnel, error) {
+	if len(queues) == 0 {
+		return nil, fmt.Errorf("adopt tap %s: no queues", name)
+	}
+	for _, fd := range queues {
+		if err := checkQueue(fd, name, packet.TunnelVNetLen); err != nil {
+			return nil, fmt.Errorf("adopt tap %s: %w", name, err)
+		}
+	}
+	return &Tunnel{name: name, files: queues}, nil
+}
+
+// checkQueue says what keeps a descriptor from being an open queue of the TAP, with a virtio_net_hdr of so many bytes.
+func checkQueue(fd int, name string, header int) error {
 	req, err := unix.NewIfreq("")
 	if err != nil {
 		return err
@@ -42,7 +55,7 @@ func checkQueue(fd int, name string) error {
 	if flags := req.Uint16() &^ ignored; req.Name() != name || flags != TAP.flags() {
 		return fmt.Errorf("a queue of %s with flags %#x, not %#x", req.Name(), flags, TAP.flags())
 	}
-	if size, err := unix.IoctlGetInt(fd, unix.TUNGETVNETHDRSZ); err != nil || int32(size) != packet.VNetLen {
+	if size, err := unix.IoctlGetInt(fd, unix.TUNGETVNETHDRSZ); err != nil || int(int32(size)) != header {
 		return fmt.Errorf("virtio_net_hdr of %d bytes, %v", int32(size), err)
 	}
 	ns, err := unix.IoctlRetInt(fd, unix.TUNGETDEVNETNS)
