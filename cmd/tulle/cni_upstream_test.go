@@ -224,12 +224,16 @@ func TestBridge(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 0, NodeArgs: []string{"--ip-masq"}})
+			l := labUnderTest(t, lab.Config{Nodes: 2, Pods: 0, Family: lab.FamilyDual, NodeArgs: []string{"--ip-masq"}})
 			var runtimes []*stockRuntime
 			var boxes []*sandbox
 			var addrs [][]netip.Addr
 			for i, n := range l.Nodes() {
 				r := newStockRuntime(t, n, func(dir string) []map[string]any { return []map[string]any{plugin(t, n, dir)} })
+				// The lab's nodes make no link-local addresses, without which a bridge asks for nobody's MAC.
+				if err := r.at(func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/addr_gen_mode", []byte("0"), 0o644) }); err != nil {
+					t.Fatal(err)
+				}
 				for j := range 2 {
 					s := newSandbox(t, fmt.Sprintf("n%d-%d", i+1, j+1))
 					runtimes, boxes, addrs = append(runtimes, r), append(boxes, s), append(addrs, r.add(s, nil))
@@ -290,9 +294,14 @@ func fromSubnetEnv(t *testing.T, n lab.Node, dir string) map[string]any {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		env[key] = value
 	}
+	ranges := [][]map[string]any{{{"subnet": netip.MustParsePrefix(env["FLANNEL_SUBNET"]).Masked()}}}
+	routes := []map[string]any{{"dst": env["FLANNEL_NETWORK"]}}
+	if v6 := env["FLANNEL_IPV6_SUBNET"]; v6 != "" {
+		ranges = append(ranges, []map[string]any{{"subnet": netip.MustParsePrefix(v6).Masked()}})
+		routes = append(routes, map[string]any{"dst": env["FLANNEL_IPV6_NETWORK"]})
+	}
 	return map[string]any{
 		"type": "bridge", "bridge": "cni0", "mtu": json.Number(env["FLANNEL_MTU"]), "ipMasq": env["FLANNEL_IPMASQ"] == "false", "isGateway": true,
-		"isDefaultGateway": true, "hairpinMode": true, "ipam": map[string]any{"type": "host-local", "dataDir": dir, "ranges": [][]map[string]any{{{"subnet": netip.MustParsePrefix(env["FLANNEL_SUBNET"]).Masked()}}},
-			"routes": []map[string]any{{"dst": env["FLANNEL_NETWORK"]}}},
+		"isDefaultGateway": true, "hairpinMode": true, "ipam": map[string]any{"type": "host-local", "dataDir": dir, "ranges": ranges, "routes": routes},
 	}
 }
