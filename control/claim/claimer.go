@@ -28,6 +28,7 @@ type Claimer struct {
 	Nodes int
 
 	Claim  Claim                 // valid iff block is; its tenure is the one that others were told
+	fence6 uint64                // of the claim on Given6
 	rivals map[NodeID]claimState // nodes that claim the block too, and how far they were in the last turn
 	base   time.Duration
 	since  time.Duration // confirmed: when in this run
@@ -72,9 +73,10 @@ type Situation struct {
 	Quarantined []netip.Prefix // blocks that are not free yet
 }
 
-// Adopt takes over a confirmed claim that was kept on disk.
-func (c *Claimer) Adopt(kept Claim, now time.Duration) {
+// Adopt takes over a confirmed claim that was kept on disk, with the fences.
+func (c *Claimer) Adopt(kept Claim, fences Fences, now time.Duration) {
 	c.Claim, c.base, c.since = kept, kept.Tenure, now
+	c.fence6 = fences[c.Given6].Number
 }
 
 // Fits says whether a kept claim is still one that this node would make.
@@ -200,7 +202,7 @@ func (c *Claimer) Claims() []Claim {
 	if c.Claim.Block.IsValid() {
 		claims = append(claims, c.Claim)
 		if second := c.paired(); second != c.Pools.pair(c.Claim.Block) {
-			claims = append(claims, Claim{second, c.Claim.Fence, c.Claim.Tenure, c.Claim.State})
+			claims = append(claims, Claim{second, c.fence6, c.Claim.Tenure, c.Claim.State})
 		}
 	}
 	if c.ended.Block.IsValid() {
@@ -216,15 +218,17 @@ func (c *Claimer) defend(s Situation) {
 	}
 	mine := slices.Collect(Holdings(c.Pools, slices.Values([]*Record{{ID: s.Self.ID, Claims: c.Claims()}})))
 	all := append(slices.Clone(s.Others), mine...)
+	dead := c.flaws.dead(s.Fences, c.Claim)
+	dead6 := c.Given6.IsValid() && c.flaws.dead(s.Fences, Claim{Block: c.Given6, Fence: c.fence6})
 	for _, h := range mine {
 		if h.State > Confirmed {
 			continue
 		}
-		if c.flaws.dead(s.Fences, c.Claim) || c.flaws.owner(h.Block, all).Of != h.Of {
+		if dead || dead6 || c.flaws.owner(h.Block, all).Of != h.Of {
 			if c.Claim.State == Confirmed { // of two that choose at once, one loses: nothing to note
 				c.Lost++
 			}
-			if c.flaws.dead(s.Fences, c.Claim) {
+			if dead {
 				c.ended = Claim{c.Claim.Block, c.Claim.Fence, 0, Released}
 			}
 			c.withdraw()
@@ -273,10 +277,14 @@ func (c *Claimer) choose(s Situation) {
 		c.Problem = c.exhausted(s)
 		return
 	}
-	fence := max(s.Fences[block].Number, s.Fences[c.Given6].Number)
-	for _, h := range s.Others {
-		if h.Block == block { // of the node that this one succeeds: anybody else's would not be free
+	fence := s.Fences[block].Number
+	c.fence6 = s.Fences[c.Given6].Number
+	for _, h := range s.Others { // of the node that this one succeeds: anybody else's would not be free
+		switch h.Block {
+		case block:
 			fence, c.inherit = max(fence, h.Fence+1), h.Tenure
+		case c.Given6:
+			c.fence6 = max(c.fence6, h.Fence+1)
 		}
 	}
 	c.begin(Claim{Block: block, Fence: fence}, s)

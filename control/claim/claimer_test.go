@@ -146,7 +146,7 @@ func TestEqualTenuresAreDecided(t *testing.T) {
 	p := testPools("10.244.0.0", "10.244.1.0", 24)
 	a, b := newLoneNode(1, p), newLoneNode(2, p)
 	for _, n := range []*loneNode{a, b} {
-		n.claimer.Adopt(Claim{Block: netip.MustParsePrefix("10.244.0.0/24"), State: Confirmed, Tenure: time.Hour}, 0)
+		n.claimer.Adopt(Claim{Block: netip.MustParsePrefix("10.244.0.0/24"), State: Confirmed, Tenure: time.Hour}, nil, 0)
 	}
 	for now := time.Duration(0); now < 8*time.Second; now += 700 * time.Millisecond {
 		a.hear(b)
@@ -165,9 +165,9 @@ func TestOldTenureIsRefreshedBeforeItIsCompared(t *testing.T) {
 	old, young := newLoneNode(1, p), newLoneNode(2, p)
 	block := netip.MustParsePrefix("10.244.0.0/24")
 	old.turn(0, 1)
-	old.claimer.Adopt(Claim{Block: block, State: Confirmed}, 0)
+	old.claimer.Adopt(Claim{Block: block, State: Confirmed}, nil, 0)
 	old.turn(time.Millisecond, 1)
-	young.claimer.Adopt(Claim{Block: block, State: Confirmed, Tenure: 20 * time.Second}, 50*time.Second)
+	young.claimer.Adopt(Claim{Block: block, State: Confirmed, Tenure: 20 * time.Second}, nil, 50*time.Second)
 	young.turn(50*time.Second, 1) // its record says 20 s; the other one's says nothing
 	for now := 51 * time.Second; now < 60*time.Second; now += 500 * time.Millisecond {
 		old.hear(young)
@@ -187,10 +187,10 @@ func TestOldTenureIsRefreshedBeforeItIsCompared(t *testing.T) {
 func TestOldTenureIsRefreshedBeforeItIsComparedInIPv6(t *testing.T) {
 	p := dualPools(t)
 	old, young := newLoneNode(1, p), newLoneNode(2, p)
-	old.claimer.Adopt(Claim{Block: p.Claimed.Block(0), State: Confirmed, Tenure: time.Hour}, 0)
+	old.claimer.Adopt(Claim{Block: p.Claimed.Block(0), State: Confirmed, Tenure: time.Hour}, nil, 0)
 	old.turn(0, 1) // its record says an hour from now on
 	young.claimer.Given, young.claimer.Given6 = p.Claimed.Block(9), p.Paired.Block(0)
-	young.claimer.Adopt(Claim{Block: young.claimer.Given, State: Confirmed, Tenure: time.Hour + 5*time.Second}, 9*time.Second)
+	young.claimer.Adopt(Claim{Block: young.claimer.Given, State: Confirmed, Tenure: time.Hour + 5*time.Second}, nil, 9*time.Second)
 	young.turn(9*time.Second, 1)
 	for now := 9 * time.Second; now < 20*time.Second; now += 500 * time.Millisecond {
 		old.hear(young)

@@ -37,6 +37,9 @@ func (w *world) confirmed(n *simNode) {
 		if !w.majority && w.parted > 0 && w.now-w.parted < 40*time.Second || w.liveCount() < witnessCount || other.adopted && w.now-other.since < 5*time.Second || o.Fences.Dead(o.Claimer.Claim) {
 			continue
 		}
+		if claim := o.Claimer.Claim; w.majority && w.raised[claim.Block].number > claim.Fence {
+			continue // somebody forgot a node that is cut off, which has not heard of it
+		}
 		w.violated("I0", "%s confirms %s, which %s has", n.name, c.Block, other.name)
 	}
 	for block, r := range w.raised {

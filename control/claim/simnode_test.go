@@ -79,7 +79,7 @@ func (n *simNode) start(least uint64, claims []Claim) {
 		n.m.Claimer.Nodes = len(w.nodes)
 	}
 	if len(claims) > 0 && n.m.Claimer.Fits(claims[0]) {
-		n.m.Claimer.Adopt(claims[0], n.clock())
+		n.m.Claimer.Adopt(claims[0], n.m.Fences, n.clock())
 		n.adopted = true
 	}
 	n.m.Self = &Record{ID: n.id, Epoch: n.disk.epoch, Nonce: w.rng.Uint64(), Name: n.name, Endpoint: n.endpoint}

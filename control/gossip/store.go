@@ -250,7 +250,7 @@ func (s *Store) adoptKept() {
 	for _, d := range s.disk.Claims {
 		kept, err := d.claim()
 		if err == nil && s.claimer.Fits(kept) {
-			s.claimer.Adopt(kept, s.now())
+			s.claimer.Adopt(kept, s.machine.Fences, s.now())
 			return
 		}
 		s.config.Log.Warn("gossip: the kept subnet is not one that this node may have now: it claims anew", "subnet", d.Block)
