@@ -88,8 +88,9 @@ func (k Kernel) Apply() ([]Change, error) {
 		{ChangedLink, k.applyLink},
 		{ChangedLink, func(netlink.Link) (bool, error) { return k.Tunnel.Apply() }},
 		{ChangedAddress, k.applyAddress},
-		{ChangedRoute, k.applyRoutes},
+		// The neighbour first: packets that wait for an answer to ARP are overtaken by those behind them.
 		{ChangedNeighbour, k.applyNeighbour},
+		{ChangedRoute, k.applyRoutes},
 		{ChangedPod, k.applyPods},
 		{ChangedPod, k.applyLimits},
 		{ChangedNetfilter, k.applyNetfilter},

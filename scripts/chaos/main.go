@@ -128,7 +128,7 @@ func (c *chaos) torment(ctx context.Context) error {
 		before := load.total()
 		e := c.strike(ctx, f)
 		sleep(ctx, time.Until(end))
-		e.traffic = load.total().since(before)
+		e.Traffic = load.total().since(before)
 		c.report.add(e)
 		fmt.Fprintf(os.Stderr, "%6v  %s\n", time.Since(start).Round(time.Second), e.text())
 		if err := watch.look(); err != nil && ctx.Err() == nil {

@@ -18,7 +18,7 @@ type event struct {
 	Recovery time.Duration `json:"recovery"` // ns, from the end of the fault until everybody reached everybody
 	Error    string        `json:"error,omitempty"`
 	wire     bool
-	traffic  traffic // from the fault until the next one; streams report when a slice has ended
+	Traffic  traffic `json:"traffic"` // from the fault until the next one; streams report when a slice has ended
 }
 
 func (e *event) text() string {
@@ -26,7 +26,10 @@ func (e *event) text() string {
 	if e.Error != "" {
 		what = "FAILED: " + e.Error
 	}
-	t := e.traffic
+	t := e.Traffic
+	if t.Duplicates+t.Reordered > 0 {
+		what += fmt.Sprintf("; %d datagrams twice, %d out of order", t.Duplicates, t.Reordered)
+	}
 	return fmt.Sprintf("%s: %s: %s; %d of %d datagrams lost, %d of %d connections refused", e.Node, e.Fault, what, t.Sent-t.Received, t.Sent, t.Refused, t.Begun)
 }
 
@@ -54,8 +57,8 @@ func (r *report) add(e event) {
 		r.afterWire--
 		return
 	}
-	r.doubled += e.traffic.Duplicates
-	r.reordered += e.traffic.Reordered
+	r.doubled += e.Traffic.Duplicates
+	r.reordered += e.Traffic.Reordered
 }
 
 // write is a table with a line for each kind of fault, and the sums.
@@ -72,7 +75,7 @@ func (r *report) write(w io.Writer) {
 			continue
 		}
 		lost := slices.MaxFunc(all, func(a, b event) int { return cmp.Compare(a.lost(), b.lost()) }).lost()
-		refused := slices.MaxFunc(all, func(a, b event) int { return cmp.Compare(a.traffic.Refused, b.traffic.Refused) }).traffic.Refused
+		refused := slices.MaxFunc(all, func(a, b event) int { return cmp.Compare(a.Traffic.Refused, b.Traffic.Refused) }).Traffic.Refused
 		slices.SortFunc(all, func(a, b event) int { return cmp.Compare(a.Recovery, b.Recovery) })
 		ms := time.Millisecond
 		fmt.Fprintf(t, "%s\t%d\t%v\t%v\t%d\t%d\n", name, len(all), all[len(all)/2].Recovery.Round(ms), all[len(all)-1].Recovery.Round(ms), lost, refused)
@@ -105,4 +108,4 @@ func (r *report) verdict() error {
 	return nil
 }
 
-func (e event) lost() uint64 { return e.traffic.Sent - e.traffic.Received }
+func (e event) lost() uint64 { return e.Traffic.Sent - e.Traffic.Received }

@@ -15,16 +15,16 @@ func TestVerdict(t *testing.T) {
 		{"loss and refusals", "", func(r *report) { r.Traffic.Received, r.Traffic.Refused = 1, 50 }},
 		{"a change", "arrived changed", func(r *report) { r.Traffic.Changed = 1 }},
 		{"a lost connection", "connections lost", func(r *report) { r.Traffic.Lost = 1 }},
-		{"a second copy", "1 datagrams arrived twice", func(r *report) { r.add(event{traffic: traffic{Duplicates: 1}}) }},
-		{"another order", "1 out of order", func(r *report) { r.add(event{traffic: traffic{Reordered: 1}}) }},
+		{"a second copy", "1 datagrams arrived twice", func(r *report) { r.add(event{Traffic: traffic{Duplicates: 1}}) }},
+		{"another order", "1 out of order", func(r *report) { r.add(event{Traffic: traffic{Reordered: 1}}) }},
 		{"both on a bad wire, and with the slices that it began", "", func(r *report) {
-			r.add(event{wire: true, traffic: traffic{Duplicates: 9, Reordered: 9}})
-			r.add(event{traffic: traffic{Duplicates: 9}})
+			r.add(event{wire: true, Traffic: traffic{Duplicates: 9, Reordered: 9}})
+			r.add(event{Traffic: traffic{Duplicates: 9}})
 		}},
 		{"a second copy two events behind a bad wire", "arrived twice", func(r *report) {
 			r.add(event{wire: true})
 			r.add(event{})
-			r.add(event{traffic: traffic{Duplicates: 1}})
+			r.add(event{Traffic: traffic{Duplicates: 1}})
 		}},
 		{"who does not come back", "n2: TAP deleted: not over", func(r *report) { r.add(event{Node: "n2", Fault: "TAP deleted", Error: "not over"}) }},
 		{"no traffic", "no traffic", func(r *report) { r.Traffic = traffic{} }},
