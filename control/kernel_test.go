@@ -150,7 +150,7 @@ func TestApplyIPv6(t *testing.T) {
 
 func repair6(t *testing.T, k Kernel) {
 	link := addTAP(t, "tulle-t0")
-	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedRoute, ChangedNeighbour)
+	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedNeighbour, ChangedRoute)
 	apply(t, k)
 	must := func(err error) {
 		t.Helper()
@@ -172,7 +172,7 @@ func repair6(t *testing.T, k Kernel) {
 		apply(t, k, ChangedRoute)
 	}
 	must(netlink.LinkSetDown(link)) // the kernel removes everything of IPv6 with it
-	apply(t, k, ChangedLink, ChangedAddress, ChangedRoute, ChangedNeighbour)
+	apply(t, k, ChangedLink, ChangedAddress, ChangedNeighbour, ChangedRoute)
 	must(netlink.AddrDel(link, &addrs[0]))
 	apply(t, k, ChangedAddress, ChangedRoute)
 	foreign, err := netlink.ParseAddr("fd00:9::9/64")
@@ -246,7 +246,7 @@ func TestBridgeBeforeTAP(t *testing.T) {
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0); err != nil { // anycast is for routers
 		t.Fatal(err)
 	}
-	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedRoute, ChangedNeighbour)
+	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedNeighbour, ChangedRoute)
 	apply(t, k)
 	for addr, want := range map[string][2]int{
 		"fd00:244:0:1::": {unix.RTN_LOCAL, 0}, "fd00:244:0:1:ffff:ffff:ffff:fffe": {unix.RTN_UNICAST, link.Attrs().Index},

@@ -19,7 +19,7 @@ func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
 	await(t, "an address and a route from the router", func() bool { return learnt(t) })
 	addTAP(t, "tulle-t0")
 	k := kernelUnderTest("").with6("fd00:244:0:1::/64", true)
-	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedRoute, ChangedNeighbour)
+	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedNeighbour, ChangedRoute)
 	apply(t, k)
 	if !learnt(t) {
 		t.Error("forwarding cost the node its default route")
