@@ -47,11 +47,10 @@ type Change string
 
 // The kinds of Change, the same for making and for repairing.
 const (
-	ChangedSysctl  Change = "sysctl"
-	ChangedLink    Change = "link"
-	ChangedAddress Change = "address"
-	ChangedRoute   Change = "route"
-	// ChangedNeighbour is only seen with IPv6.
+	ChangedSysctl    Change = "sysctl"
+	ChangedLink      Change = "link"
+	ChangedAddress   Change = "address"
+	ChangedRoute     Change = "route"
 	ChangedNeighbour Change = "neighbour"
 	ChangedPod       Change = "pod" // a rule, a route to a pod, or a limit of its link
 	ChangedNetfilter Change = "netfilter"
@@ -88,7 +87,7 @@ func (k Kernel) Apply() ([]Change, error) {
 		{ChangedLink, k.applyLink},
 		{ChangedLink, func(netlink.Link) (bool, error) { return k.Tunnel.Apply() }},
 		{ChangedAddress, k.applyAddress},
-		// The neighbour first: packets that wait for an answer to ARP are overtaken by those behind them.
+		// before anything is routed to it
 		{ChangedNeighbour, k.applyNeighbour},
 		{ChangedRoute, k.applyRoutes},
 		{ChangedPod, k.applyPods},

@@ -42,7 +42,7 @@ func TestApply(t *testing.T) {
 	inNamespace(t)
 	link := addTAP(t, "tulle-t0")
 	k := kernelUnderTest("10.244.1.0/24")
-	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedRoute)
+	apply(t, k, ChangedSysctl, ChangedLink, ChangedAddress, ChangedNeighbour, ChangedRoute)
 	apply(t, k)
 	routes, err := ownedRoutes()
 	if err != nil || len(routes) != 3 {
@@ -61,13 +61,13 @@ func TestApply(t *testing.T) {
 	must(netlink.LinkSetMTU(link, 1300))
 	apply(t, k, ChangedLink)
 	must(netlink.LinkSetHardwareAddr(link, []byte{2, 0, 0, 0, 0, 9}))
-	apply(t, k, ChangedLink)
+	apply(t, k, ChangedLink, ChangedNeighbour)
 	must(netlink.LinkSetDown(link)) // the kernel removes the link's routes with it
-	apply(t, k, ChangedLink, ChangedRoute)
+	apply(t, k, ChangedLink, ChangedNeighbour, ChangedRoute)
 	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	must(err)
 	must(netlink.AddrDel(link, &addrs[0])) // and the route that has it as source
-	apply(t, k, ChangedAddress, ChangedRoute)
+	apply(t, k, ChangedAddress, ChangedNeighbour, ChangedRoute)
 	foreign, err := netlink.ParseAddr("10.9.9.9/32")
 	must(err)
 	must(netlink.AddrAdd(link, foreign))
@@ -272,8 +272,8 @@ func TestNoIPv6(t *testing.T) {
 func TestApplySubnetChange(t *testing.T) {
 	inNamespace(t)
 	addTAP(t, "tulle-t0")
-	apply(t, kernelUnderTest("10.244.1.0/24"), ChangedSysctl, ChangedLink, ChangedAddress, ChangedRoute)
-	apply(t, kernelUnderTest("10.244.7.0/24"), ChangedAddress, ChangedRoute)
+	apply(t, kernelUnderTest("10.244.1.0/24"), ChangedSysctl, ChangedLink, ChangedAddress, ChangedNeighbour, ChangedRoute)
+	apply(t, kernelUnderTest("10.244.7.0/24"), ChangedAddress, ChangedNeighbour, ChangedRoute)
 	routes, err := ownedRoutes()
 	if err != nil || len(routes) != 3 {
 		t.Fatalf("%d routes of ours, %v, want 3", len(routes), err)

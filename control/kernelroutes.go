@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tulle-net/tulle/control/listing"
+	"github.com/tulle-net/tulle/dataplane/tables"
 )
 
 // A kernelFamily is one address family of the kernel's state.
@@ -195,24 +196,38 @@ func (k Kernel) unhideTunnelAddr() (changed bool, err error) {
 	return changed, nil
 }
 
-// applyNeighbour makes the engine's IPv6 address a permanent neighbour, and nothing else on the TAP: the kernel cannot ask
-// for it. Its neighbour solicitations for forwarded packets need a link-local address (Linux 6.18, ndisc_send_ns), which
-// the TAP has none of: it would bring router solicitations and multicast reports into the network. In IPv4 it asks by ARP.
+// applyNeighbour makes the engine's addresses permanent neighbours, and nothing else on the TAP. Packets that wait for an answer to ARP are
+// overtaken by those behind them when it comes (Linux 6.18, neigh_update). In IPv6 the kernel cannot even ask: its neighbour
+// solicitations for forwarded packets need a link-local address (ndisc_send_ns), which the TAP has none of: it would bring router
+// solicitations and multicast reports into the network.
 func (k Kernel) applyNeighbour(link netlink.Link) (changed bool, err error) {
-	subnet := k.State.Self.IPv6Subnet
-	if k.L3 || !k.State.IPv6Network.IsValid() {
+	if k.L3 {
 		return false, nil
 	}
-	all, err := listing.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V6) })
+	for _, f := range k.families() {
+		if !f.network.IsValid() {
+			continue
+		}
+		did, err := f.applyNeighbour(link, gatewayMAC(k.State.Self))
+		changed = changed || did
+		if err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+func (f kernelFamily) applyNeighbour(link netlink.Link, mac tables.MAC) (changed bool, err error) {
+	all, err := listing.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, f.number) })
 	if err != nil {
 		return false, err
 	}
-	found, mac := false, gatewayMAC(k.State.Self)
+	found := false
 	for _, n := range all {
 		if n.State&netlink.NUD_PERMANENT == 0 {
 			continue
 		}
-		if addr, _ := netip.AddrFromSlice(n.IP); subnet.IsValid() && addr == EngineAddr(subnet) && slices.Equal(n.HardwareAddr, mac[:]) {
+		if addr, _ := netip.AddrFromSlice(n.IP); f.subnet.IsValid() && addr.Unmap() == EngineAddr(f.subnet) && slices.Equal(n.HardwareAddr, mac[:]) {
 			found = true
 			continue
 		}
@@ -221,10 +236,10 @@ func (k Kernel) applyNeighbour(link netlink.Link) (changed bool, err error) {
 		}
 		changed = true
 	}
-	if found || !subnet.IsValid() {
+	if found || !f.subnet.IsValid() {
 		return changed, nil
 	}
-	engine := netlink.Neigh{LinkIndex: link.Attrs().Index, Family: netlink.FAMILY_V6, State: netlink.NUD_PERMANENT, IP: EngineAddr(subnet).AsSlice(), HardwareAddr: mac[:]}
+	engine := netlink.Neigh{LinkIndex: link.Attrs().Index, Family: f.number, State: netlink.NUD_PERMANENT, IP: EngineAddr(f.subnet).AsSlice(), HardwareAddr: mac[:]}
 	if err := netlink.NeighSet(&engine); err != nil {
 		return changed, fmt.Errorf("add %s: %w", engine.IP, err)
 	}
