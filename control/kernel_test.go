@@ -311,3 +311,19 @@ func TestRemove(t *testing.T) {
 		t.Errorf("left %v, %v", routes, err)
 	}
 }
+
+// TestReachedLast demands that a subnet which was just confirmed is not called ready before the kernel has what belongs to it.
+func TestReachedLast(t *testing.T) {
+	inNamespace(t)
+	addTAP(t, "tulle-t0")
+	r := NewReconciler(kernelUnderTest(""), func(State) {})
+	for _, subnet := range []string{"", "10.244.1.0/24", "10.244.2.0/24", ""} {
+		r.Set(kernelUnderTest(subnet).State)
+		if before := r.Err(); before == nil && subnet != "" {
+			t.Errorf("subnet %q is ready before it was applied", subnet)
+		}
+		if r.apply(); r.Err() != nil {
+			t.Errorf("subnet %q: %v", subnet, r.Err())
+		}
+	}
+}

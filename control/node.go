@@ -54,6 +54,8 @@ func (n Node) Underlay() netip.Addr {
 	return n.PublicIPv6
 }
 
+func (n Node) subnets() [2]netip.Prefix { return [2]netip.Prefix{n.Subnet, n.IPv6Subnet} }
+
 // HasSubnet says whether the node has a subnet in any family.
 func (n Node) HasSubnet() bool { return n.Subnet.IsValid() || n.IPv6Subnet.IsValid() }
 

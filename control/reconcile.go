@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -26,7 +27,8 @@ type Reconciler struct {
 
 	mu      sync.Mutex // guards the rest
 	want    Kernel
-	settled bool // want has been reached once: what differs from now on is a repair
+	settled bool            // want has been reached once: what differs from now on is a repair
+	subnets [2]netip.Prefix // of the state that was reached last
 	err     error
 	repairs map[Change]uint64
 }
@@ -34,10 +36,7 @@ type Reconciler struct {
 // NewReconciler returns a reconciler that begins with the state in k. reached is called, from Run, each time the kernel's state
 // has become a new one that Set asked for. Nothing happens before Run.
 func NewReconciler(k Kernel, reached func(State)) *Reconciler {
-	repairs := map[Change]uint64{ChangedSysctl: 0, ChangedLink: 0, ChangedAddress: 0, ChangedRoute: 0, ChangedPod: 0, ChangedNetfilter: 0}
-	if k.State.IPv6Network.IsValid() {
-		repairs[ChangedNeighbour] = 0
-	}
+	repairs := map[Change]uint64{ChangedSysctl: 0, ChangedLink: 0, ChangedAddress: 0, ChangedRoute: 0, ChangedNeighbour: 0, ChangedPod: 0, ChangedNetfilter: 0}
 	return &Reconciler{wake: make(chan struct{}, 1), reached: reached, want: k, err: fmt.Errorf("link %s: not set up yet", k.TAP), repairs: repairs}
 }
 
@@ -62,6 +61,9 @@ func (r *Reconciler) Wake() {
 func (r *Reconciler) Err() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if self := r.want.State.Self; r.err == nil && self.subnets() != r.subnets {
+		return fmt.Errorf("link %s: addresses and routes of the node's subnet are being made", r.want.TAP)
+	}
 	return r.err
 }
 
@@ -87,6 +89,9 @@ func (r *Reconciler) apply() (State, bool) {
 		slog.Error("kernel state is not what it has to be", "error", err)
 	}
 	reached := err == nil && !r.settled
+	if reached {
+		r.subnets = r.want.State.Self.subnets()
+	}
 	r.err, r.settled = err, r.settled || reached
 	return r.want.State, reached
 }
