@@ -92,7 +92,7 @@ func (t *Tracker) adoptDatagram(g Datagram, now time.Duration) {
 		}
 		d.mark(p, now)
 	}
-	d.expires = min(d.expires, g.Expires)
+	d.expires = max(min(d.expires, g.Expires), 1) // 0 is an entry that is unused
 	d.decided, d.verdict, d.poisoned = g.Decided, verdict, d.poisoned || g.Poisoned
 	t.table.touch(d)
 }
