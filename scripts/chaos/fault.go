@@ -18,10 +18,19 @@ import (
 
 // A fault is something that happens to one node, of chance. It returns when it is over, what has to be undone by people undone.
 type fault struct {
-	name string
-	wire bool // the wire itself doubles and reorders while it lasts
-	do   func(ctx context.Context, c *chaos, n lab.Node) error
+	name  string
+	spoil spoil
+	do    func(ctx context.Context, c *chaos, n lab.Node) error
 }
+
+// A spoil is what a fault does to traffic that is nobody's fault.
+type spoil uint8
+
+const (
+	clean     spoil = iota
+	overtaken       // packets wait for an answer to ARP, and the kernel lets those overtake them that come when it is there (neigh_update)
+	badWire         // the wire doubles and reorders
+)
 
 const (
 	tapName  = "tulle-tap"
@@ -31,19 +40,19 @@ const (
 )
 
 var faults = []fault{
-	{"daemon killed", false, restart(syscall.SIGKILL)},
-	{"daemon restarted", false, restart(syscall.SIGTERM)},
-	{"daemon stopped for 3 s", false, pause},
-	{"TAP deleted", false, inNode(func() error { return onLink(tapName, netlink.LinkDel) })},
-	{"TAP down", false, inNode(func() error { return onLink(tapName, netlink.LinkSetDown) })},
-	{"routes deleted", false, inNode(deleteRoutes)},
-	{"addresses deleted", false, inNode(deleteAddrs)},
-	{"neighbours deleted", false, inNode(deleteNeighbours)},
-	{"underlay down for 2 s", false, flap},
-	{"underlay MTU 1400 for 4 s", false, narrow},
-	{"cut off for 4 s", false, wire(4*time.Second, impair.Spec{Loss: 1}, impair.Spec{Loss: 1})},
-	{"cut off one way for 4 s", false, wire(4*time.Second, impair.Spec{Loss: 1}, impair.Spec{})},
-	{"bad wire for 5 s: 1% lost, 5% twice, 25% reordered, 1% corrupted", true, wire(5*time.Second,
+	{"daemon killed", clean, restart(syscall.SIGKILL)},
+	{"daemon restarted", clean, restart(syscall.SIGTERM)},
+	{"daemon stopped for 3 s", clean, pause},
+	{"TAP deleted", clean, inNode(func() error { return onLink(tapName, netlink.LinkDel) })},
+	{"TAP down", clean, inNode(func() error { return onLink(tapName, netlink.LinkSetDown) })},
+	{"routes deleted", clean, inNode(deleteRoutes)},
+	{"addresses deleted", clean, inNode(deleteAddrs)},
+	{"neighbours deleted", overtaken, inNode(deleteNeighbours)},
+	{"underlay down for 2 s", clean, flap},
+	{"underlay MTU 1400 for 4 s", clean, narrow},
+	{"cut off for 4 s", clean, wire(4*time.Second, impair.Spec{Loss: 1}, impair.Spec{Loss: 1})},
+	{"cut off one way for 4 s", clean, wire(4*time.Second, impair.Spec{Loss: 1}, impair.Spec{})},
+	{"bad wire for 5 s: 1% lost, 5% twice, 25% reordered, 1% corrupted", badWire, wire(5*time.Second,
 		impair.Spec{Loss: 0.01, Duplicate: 0.05, Reorder: 0.25, Corrupt: 0.01}, impair.Spec{Loss: 0.01, Duplicate: 0.05, Reorder: 0.25, Corrupt: 0.01})},
 }
 
@@ -75,7 +84,7 @@ func chosen(only string) (some []fault) {
 func (c *chaos) strike(ctx context.Context, f fault) event {
 	nodes := c.lab.Nodes()
 	n := nodes[c.random.IntN(len(nodes))]
-	e := event{Fault: f.name, Node: n.Name, wire: f.wire}
+	e := event{Fault: f.name, Node: n.Name, spoil: f.spoil}
 	if err := f.do(ctx, c, n); err != nil {
 		e.Error = err.Error()
 		return e

@@ -17,7 +17,7 @@ type event struct {
 	Node     string        `json:"node"`
 	Recovery time.Duration `json:"recovery"` // ns, from the end of the fault until everybody reached everybody
 	Error    string        `json:"error,omitempty"`
-	wire     bool
+	spoil    spoil
 	Traffic  traffic `json:"traffic"` // from the fault until the next one; streams report when a slice has ended
 }
 
@@ -42,7 +42,8 @@ type report struct {
 	Failures []string `json:"failures"`
 	// of the traffic while no wire was bad, and for a while after that
 	doubled, reordered uint64
-	afterWire          int
+	spoil              spoil // of the last faults
+	after              int   // events for which it lasts
 }
 
 func (r *report) add(e event) {
@@ -50,15 +51,18 @@ func (r *report) add(e event) {
 	if e.Error != "" {
 		r.Failures = append(r.Failures, fmt.Sprintf("%s: %s: %s", e.Node, e.Fault, e.Error))
 	}
-	if e.wire {
-		r.afterWire = 2
+	if e.spoil > clean { // slices that began under it end in the next event
+		r.after, r.spoil = 2, max(e.spoil, r.spoil)
 	}
-	if r.afterWire > 0 { // slices that began under a bad wire end in the next event
-		r.afterWire--
-		return
+	if r.spoil < badWire {
+		r.doubled += e.Traffic.Duplicates
 	}
-	r.doubled += e.Traffic.Duplicates
-	r.reordered += e.Traffic.Reordered
+	if r.spoil < overtaken {
+		r.reordered += e.Traffic.Reordered
+	}
+	if r.after--; r.after <= 0 {
+		r.spoil = clean
+	}
 }
 
 // write is a table with a line for each kind of fault, and the sums.

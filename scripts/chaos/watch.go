@@ -14,7 +14,7 @@ import (
 )
 
 // size is what a daemon has at a moment.
-type size struct{ goroutines, descriptors, memory int } // memory is resident, KiB
+type size struct{ goroutines, descriptors, memory int } // memory is resident, KiB, without the flow table: that is shared, has its bound, and is used page by page
 
 // growth is the most that any daemon grew from a minute after its start on.
 type growth struct {
@@ -100,7 +100,7 @@ func sizeOf(n lab.Node) (s size, err error) {
 		return s, err
 	}
 	for line := range strings.Lines(string(status)) {
-		fmt.Sscanf(line, "VmRSS: %d kB", &s.memory)
+		fmt.Sscanf(line, "RssAnon: %d kB", &s.memory)
 	}
 	return s, nil
 }
