@@ -323,3 +323,30 @@ func TestBarredNodeLosesItsClaimAfterAWhile(t *testing.T) {
 		t.Error("a confirmed claim stays")
 	}
 }
+
+// The claim on a given IPv6 subnet has the fence of that subnet, which ends it and no other does.
+func TestFenceOfGivenIPv6Subnet(t *testing.T) {
+	n := newLoneNode(1, dualPools(t))
+	v4, v6 := netip.MustParsePrefix("10.244.2.0/23"), netip.MustParsePrefix("fd00:244:0:7::/64")
+	n.claimer.Given, n.claimer.Given6 = v4, v6
+	s := n.situation(0, 3)
+	s.Fences = Fences{v4: {Number: 5, Served: Quarantine}, v6: {Number: 2, Served: Quarantine}}
+	fences := func() (numbers []uint64) {
+		for _, c := range n.claimer.Claims() {
+			numbers = append(numbers, c.Fence)
+		}
+		return numbers
+	}
+	if n.claimer.Turn(s); !slices.Equal(fences(), []uint64{5, 2}) {
+		t.Errorf("chosen with fences %v", fences())
+	}
+	n.claimer.Adopt(Claim{Block: v4, Fence: 5, State: Confirmed}, s.Fences, 0)
+	if n.claimer.Turn(s); !slices.Equal(fences(), []uint64{5, 2}) {
+		t.Errorf("from disk with fences %v", fences())
+	}
+	s.Fences[v6] = Fence{Number: 3}
+	s.Quarantined = []netip.Prefix{v6}
+	if n.claimer.Turn(s); n.claimer.Claim.Block.IsValid() || n.claimer.Lost != 1 {
+		t.Errorf("goes on although the IPv6 subnet was taken away: %+v", n.claimer)
+	}
+}

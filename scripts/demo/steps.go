@@ -290,7 +290,7 @@ func (d *demo) ledger(ctx context.Context) (string, error) {
 		segments += l.In
 		dropped += l.Dropped
 	}
-	return fmt.Sprintf("%d segments into %d engines, in + generated = out + consumed + dropped (%d) + queued on each",
+	return fmt.Sprintf("%d segments into %d engines, in + generated + inherited = out + consumed + dropped (%d) + queued on each",
 		segments, len(d.nodes), dropped), nil
 }
 
