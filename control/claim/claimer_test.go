@@ -341,8 +341,8 @@ func TestFenceOfGivenIPv6Subnet(t *testing.T) {
 		t.Errorf("chosen with fences %v", fences())
 	}
 	n.claimer.Adopt(Claim{Block: v4, Fence: 5, State: Confirmed}, s.Fences, 0)
-	if n.claimer.Turn(s); !slices.Equal(fences(), []uint64{5, 2}) {
-		t.Errorf("from disk with fences %v", fences())
+	if n.claimer.Turn(s); !slices.Equal(fences(), []uint64{5, 2}) || n.claimer.Claim.State != Confirmed {
+		t.Errorf("from disk with fences %v: %+v", fences(), n.claimer)
 	}
 	s.Fences[v6] = Fence{Number: 3}
 	s.Quarantined = []netip.Prefix{v6}
