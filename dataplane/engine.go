@@ -66,6 +66,7 @@ func New(c Config) (*Engine, error) {
 		}
 		e.workers = append(e.workers, w)
 	}
+	e.Fragments = Fragments{} // the workers have them
 	return e, nil
 }
 

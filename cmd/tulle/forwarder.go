@@ -148,7 +148,7 @@ func (f *forwarder) attach(device *tap.Device) error {
 	}
 	engine.Publish(f.set)
 	f.handOver(engine)
-	f.tap, f.engine = device, engine
+	f.tap, f.engine, f.fragments = device, engine, dataplane.Fragments{}
 	return nil
 }
 
