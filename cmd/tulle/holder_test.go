@@ -27,13 +27,13 @@ func TestAdoptsWhatFits(t *testing.T) {
 		}
 		return path
 	}
-	all := []string{partUnderlay, partFlows, partTAP, partState}
+	all := keptParts(status(t, l, 1))
 	for _, c := range []struct {
 		args []string
 		not  []string // adopted, with what the reason has to name
 	}{
 		{nil, nil},
-		{[]string{"--workers", "2"}, []string{"underlay 2 workers", "tap 2 queues"}},
+		{[]string{"--workers", "2"}, []string{"underlay 2 workers", "tap 2 queues", "tunnel 2 queues"}},
 		{[]string{"--max-flows", "2048"}, []string{"flows 2048"}},
 		{[]string{"--underlay", "packet"}, []string{"underlay packet"}},
 		{[]string{"--device", "tun"}, []string{"tap device tun"}},
@@ -46,13 +46,18 @@ func TestAdoptsWhatFits(t *testing.T) {
 			restartWith(t, l, c.args...)
 			r := status(t, l, 1)
 			h := r.Holder
+			wantNot := 0
 			for _, not := range c.not {
 				part, why, _ := strings.Cut(not, " ")
+				if !slices.Contains(all, part) {
+					continue // a kernel without tunnel GSO
+				}
+				wantNot++
 				if got := h.NotAdopted[part]; !strings.Contains(got, "configured: ") || !strings.Contains(got[strings.Index(got, "configured: "):], why) {
 					t.Errorf("%s is not adopted because of %q, want %q", part, got, why)
 				}
 			}
-			if len(h.NotAdopted) != len(c.not) || len(h.Adopted) != len(all)-len(c.not) || h.Keeps == 0 {
+			if len(h.NotAdopted) != wantNot || len(h.Adopted) != len(all)-wantNot || h.Keeps == 0 {
 				t.Errorf("%+v", h)
 			}
 			if r.NotReady != "" || len(r.Problems) != 0 {

@@ -73,11 +73,8 @@ func restart(t *testing.T, l *lab.Lab, f func()) {
 func checkAdopted(t *testing.T, l *lab.Lab, flows int) {
 	t.Helper()
 	r := status(t, l, 1)
-	h, parts := r.Holder, []string{partUnderlay, partFlows, partTAP, partState}
-	if slices.Contains(r.Underlay.Offloads, "udp_tunnel_gso") {
-		parts = append(parts, partTunnel)
-	}
-	for _, part := range parts {
+	h := r.Holder
+	for _, part := range keptParts(r) {
 		if !slices.Contains(h.Adopted, part) {
 			t.Errorf("%s is not adopted: %+v", part, h)
 		}
@@ -85,6 +82,15 @@ func checkAdopted(t *testing.T, l *lab.Lab, flows int) {
 	if len(h.NotAdopted) != 0 || h.Flows.Kept < flows || h.Flows.Foreign != 0 || h.Keeps == 0 {
 		t.Errorf("after a kill: %+v", h)
 	}
+}
+
+// keptParts returns what a daemon has that outlives it.
+func keptParts(r *statusReport) []string {
+	parts := []string{partUnderlay, partFlows, partTAP, partState}
+	if slices.Contains(r.Underlay.Offloads, "udp_tunnel_gso") {
+		parts = append(parts, partTunnel)
+	}
+	return parts
 }
 
 // restartWiped is the control.
