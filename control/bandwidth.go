@@ -12,6 +12,19 @@ import (
 	"github.com/tulle-net/tulle/control/listing"
 )
 
+// Limits bound what a pod gets and what it sends, at one end of its link. The zero value bounds nothing.
+type Limits struct {
+	In, Out Limit
+	// Own is the pod's end, if that is the one: of a link that has none on the node.
+	Own *OwnEnd
+}
+
+// An OwnEnd is a link in a pod's network namespace.
+type OwnEnd struct {
+	Name, Link string                   // there, and what it would be called on the node
+	Within     func(func() error) error // runs something in the pod's namespace, and does nothing if that has gone
+}
+
 // A Limit bounds what goes one way through a pod's link. Its zero value bounds nothing.
 type Limit struct {
 	Rate  uint64 // bytes/s
@@ -21,7 +34,7 @@ type Limit struct {
 // limitQueue is how long a packet may wait for its turn: what would wait longer is dropped.
 const limitQueue = 25e3 // microseconds
 
-// ifbName is the device that what a pod sends passes, if it is limited: a queue can only be on the way out of a device
+// ifbName is the device that what comes in by a pod's link passes, if it is limited: a queue can only be on the way out of a device
 // (tc-tbf(8), Linux 6.18 drivers/net/ifb.c).
 func ifbName(link string) string { return "tifb" + strings.TrimPrefix(link, "tulle") }
 
@@ -31,7 +44,7 @@ func (k Kernel) applyLimits(netlink.Link) (changed bool, err error) {
 		made, err := p.applyLimits()
 		changed = changed || made
 		if err != nil {
-			return changed, fmt.Errorf("limits of link %s: %w", p.Link, err)
+			return changed, fmt.Errorf("limits of pod %v: %w", p.Addrs, err)
 		}
 	}
 	return changed, nil
@@ -41,27 +54,39 @@ func (p Pod) applyLimits() (changed bool, err error) {
 	if p.In == (Limit{}) && p.Out == (Limit{}) {
 		return false, nil
 	}
-	link, err := netlink.LinkByName(p.Link)
+	if p.Own == nil {
+		return applyLimits(p.Link, ifbName(p.Link), p.In, p.Out)
+	}
+	err = p.Own.Within(func() (err error) {
+		changed, err = applyLimits(p.Own.Name, ifbName(p.Own.Link), p.Out, p.In)
+		return err
+	})
+	return changed, err
+}
+
+// applyLimits bounds what leaves by a link, and what comes in by it. A link that is not there has no limits.
+func applyLimits(name, ifbName string, leaves, comes Limit) (changed bool, err error) {
+	link, err := netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	in, err := p.In.apply(link)
-	if err != nil || p.Out == (Limit{}) {
-		return in, err
+	left, err := leaves.apply(link)
+	if err != nil || comes == (Limit{}) {
+		return left, err
 	}
-	ifb, made, err := applyIFB(link)
+	ifb, made, err := applyIFB(ifbName, link.Attrs().MTU)
 	if err != nil {
-		return in, err
+		return left, err
 	}
-	out, err := p.Out.apply(ifb)
+	came, err := comes.apply(ifb)
 	if err != nil {
-		return in, err
+		return left, err
 	}
 	redirected, err := redirect(link, ifb)
-	return in || made || out || redirected, err
+	return left || made || came || redirected, err
 }
 
 // apply makes the root queue of a link a token bucket filter.
@@ -95,13 +120,12 @@ func (l Limit) qdisc(link netlink.Link) *netlink.Tbf {
 	}
 }
 
-// applyIFB makes the device that a limited pod's packets pass.
-func applyIFB(link netlink.Link) (ifb netlink.Link, changed bool, err error) {
-	name := ifbName(link.Attrs().Name)
+// applyIFB makes the device that what comes in by a limited link passes.
+func applyIFB(name string, mtu int) (ifb netlink.Link, changed bool, err error) {
 	ifb, err = netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = name, link.Attrs().MTU
+		attrs.Name, attrs.MTU = name, mtu
 		if err := netlink.LinkAdd(&netlink.Ifb{LinkAttrs: attrs}); err != nil {
 			return nil, false, fmt.Errorf("make link %s: %w", name, err)
 		}
@@ -117,15 +141,22 @@ func applyIFB(link netlink.Link) (ifb netlink.Link, changed bool, err error) {
 
 // removeLimits removes what does not go with the pod's link.
 func (p Pod) removeLimits() error {
+	if p.Own != nil {
+		return p.Own.Within(func() error { return removeIFB(ifbName(p.Own.Link)) })
+	}
 	if p.Link == "" {
 		return nil
 	}
-	ifb, err := netlink.LinkByName(ifbName(p.Link))
+	return removeIFB(ifbName(p.Link))
+}
+
+func removeIFB(name string) error {
+	ifb, err := netlink.LinkByName(name)
 	if err == nil {
 		err = netlink.LinkDel(ifb)
 	}
 	if err == nil || errors.As(err, new(netlink.LinkNotFoundError)) || errors.Is(err, unix.ENODEV) {
 		return nil
 	}
-	return fmt.Errorf("remove link %s: %w", ifbName(p.Link), err)
+	return fmt.Errorf("remove link %s: %w", name, err)
 }

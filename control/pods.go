@@ -39,7 +39,7 @@ type Pod struct {
 	MAC   net.HardwareAddr
 	Ports []netfilter.Port // of the node that lead to it
 
-	In, Out Limit // of what it gets, and of what it sends
+	Limits
 }
 
 func (p Pod) equal(o Pod) bool { return p.Link == o.Link && slices.Equal(p.Addrs, o.Addrs) }

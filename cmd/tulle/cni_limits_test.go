@@ -52,10 +52,25 @@ func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 // TestBandwidth limits each way of a container, and leaves the other one and other containers alone. A limit that somebody takes away comes
 // back, and nothing of it is left after DEL, also if the daemon was killed meanwhile.
 func TestBandwidth(t *testing.T) {
-	const limit, burst, size = 20e6, 1 << 20, 6 << 20
 	l := labUnderTest(t, lab.Config{Nodes: 1, Pods: 0, Store: lab.StoreFile})
 	n := l.Nodes()[0]
-	r := newRuntime(t, n, "1.1.0")
+	t.Run("veth", func(t *testing.T) { bandwidth(t, l, newRuntime(t, n, "1.1.0"), vethLimits(n)) })
+	t.Run("tap", func(t *testing.T) { bandwidth(t, l, newTAPRuntime(t, n, "1.1.0"), tapLimits) })
+}
+
+// A limitsPlace is where a container's limits are, and the prefixes of the names of the link and the device that have them there.
+type limitsPlace func(s *sandbox) (at place, link, device string)
+
+func vethLimits(n lab.Node) limitsPlace {
+	return func(*sandbox) (place, string, string) {
+		return func(f func() error) error { return lab.In(n.Namespace, f) }, "tulle", "tifb"
+	}
+}
+
+func tapLimits(s *sandbox) (place, string, string) { return s.run, "eth0", "tifb" }
+
+func bandwidth(t *testing.T, l *lab.Lab, r *cniRuntime, limits limitsPlace) {
+	const limit, burst, size = 20e6, 1 << 20, 6 << 20
 	free := newSandbox(t, "free")
 	other := addrsOf(r.add(free))[0]
 	measure := func(s *sandbox, a netip.Addr, in, out bool) {
@@ -88,7 +103,7 @@ func TestBandwidth(t *testing.T) {
 		a := addrsOf(r.addWith(s, asked))[0]
 		measure(s, a, c.in, c.out)
 		if c.id == "both" {
-			unlimit(t, l, n)
+			unlimit(t, l, s, limits)
 			measure(s, a, true, true)
 			if err := errors.Join(l.StopNode(t.Context(), 1, syscall.SIGKILL), l.StartNode(t.Context(), 1)); err != nil {
 				t.Fatal(err)
@@ -98,16 +113,36 @@ func TestBandwidth(t *testing.T) {
 		if err := r.delWith(s, asked); err != nil {
 			t.Error(err)
 		}
+		if left := linksIn(t, s.run); len(left) != 1 { // lo
+			t.Errorf("links are left in the container: %v", left)
+		}
 	}
 	if err := r.del(free); err != nil {
 		t.Error(err)
 	}
-	traceless(t, n)
+	traceless(t, l.Nodes()[0])
 }
 
-// unlimit takes a node's limits away by hand, in each way that there is, and waits until they are back.
-func unlimit(t *testing.T, l *lab.Lab, n lab.Node) {
+// linksIn lists the names of the links that are at a place.
+func linksIn(t *testing.T, at place) (names []string) {
 	t.Helper()
+	err := at(func() error {
+		links, err := netlink.LinkList()
+		for _, link := range links {
+			names = append(names, link.Attrs().Name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// unlimit takes a container's limits away by hand, in each way that there is, and waits until they are back.
+func unlimit(t *testing.T, l *lab.Lab, s *sandbox, limits limitsPlace) {
+	t.Helper()
+	at, link, device := limits(s)
 	each := func(prefix string, f func(netlink.Link) error) func() error {
 		return func() error {
 			links, err := netlink.LinkList()
@@ -131,11 +166,13 @@ func unlimit(t *testing.T, l *lab.Lab, n lab.Node) {
 		}
 	}
 	for what, damage := range map[string]func() error{
-		"the filter of what it gets": each("tulle", without("tbf")), "the filter of what it sends": each("tifb", without("tbf")),
-		"the way to the device": each("tulle", without("ingress")), "the device": each("tifb", netlink.LinkDel), "the device, down": each("tifb", netlink.LinkSetDown),
+		"the filter of what leaves by the link": each(link, without("tbf")), "the filter of what comes in by it": each(device, without("tbf")),
+		"the way to the device": each(link, without("ingress")), "the device": each(device, netlink.LinkDel), "the device, down": each(device, netlink.LinkSetDown),
 	} {
 		before := status(t, l, 1).Repairs["pod"]
-		in(t, n, damage)
+		if err := at(damage); err != nil {
+			t.Fatal(err)
+		}
 		waitFor(t, func() bool { return status(t, l, 1).Repairs["pod"] > before })
 		if t.Failed() {
 			t.Fatalf("%s was not mended", what)

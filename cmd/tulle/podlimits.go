@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/tulle-net/tulle/control"
+	"github.com/tulle-net/tulle/control/attach"
 	"github.com/tulle-net/tulle/control/cniapi"
 	"github.com/tulle-net/tulle/control/ipam"
 )
@@ -30,6 +32,16 @@ func checkBandwidth(b cniapi.Bandwidth, mtu int) error {
 }
 
 // limits are a lease's bandwidth as the kernel knows it.
-func limits(b ipam.Bandwidth) (in, out control.Limit) {
-	return control.Limit{Rate: b.IngressRate / 8, Burst: b.IngressBurst / 8}, control.Limit{Rate: b.EgressRate / 8, Burst: b.EgressBurst / 8}
+func limits(l ipam.Lease) control.Limits {
+	b := l.Bandwidth
+	limits := control.Limits{In: control.Limit{Rate: b.IngressRate / 8, Burst: b.IngressBurst / 8}, Out: control.Limit{Rate: b.EgressRate / 8, Burst: b.EgressBurst / 8}}
+	if hasTAP(l) && b != (ipam.Bandwidth{}) {
+		limits.Own = &control.OwnEnd{Name: l.Interface, Link: podLink(l.Owner), Within: func(f func() error) error {
+			if err := tapOf(l).Within(f); !errors.Is(err, attach.ErrNetns) {
+				return err
+			}
+			return nil
+		}}
+	}
+	return limits
 }

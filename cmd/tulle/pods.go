@@ -57,8 +57,7 @@ func (p *pods) known() (all []control.Pod) {
 
 // routed is a lease as the kernel's routes and netfilter know it.
 func routed(l ipam.Lease) control.Pod {
-	in, out := limits(l.Bandwidth)
-	pod := control.Pod{Link: podLink(l.Owner), Addrs: l.Addrs, Ports: mapped(l), In: in, Out: out}
+	pod := control.Pod{Link: podLink(l.Owner), Addrs: l.Addrs, Ports: mapped(l), Limits: limits(l)}
 	if len(l.Addrs) > 0 {
 		pod.MAC = vethOf(l).MAC
 	}

@@ -27,9 +27,6 @@ func (p *pods) checkKind(r cniapi.AddRequest) error {
 	if d := p.daemon.config.device; d != tap.TAP {
 		return refused(fmt.Sprintf("attachment tap: the daemon runs with --device %s, which %s", d, d.Cannot()[0]))
 	}
-	if r.Bandwidth != (cniapi.Bandwidth{}) {
-		return refused("attachment tap: bandwidth is not limited: the kernel's token buckets are on links of the node, and this one is the pod's own. Leave the capability out, or take the attachment veth")
-	}
 	return nil
 }
 
