@@ -26,6 +26,7 @@ type View struct {
 	LastRefused map[string]string // the last one for each reason, in words
 	Members     int               // live nodes, this one too
 	Withdrawn   uint64            // subnets that this node gave up because they were another's
+	Outdated    uint64            // records older than what is known of their node: not looked at, forged or not
 }
 
 // A Peer is another node as a store knows it. Immutable.

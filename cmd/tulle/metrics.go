@@ -97,6 +97,7 @@ var (
 	reopenedDesc  = desc("tap_reopened_total", "Times the TAP was removed by somebody else and made again.")
 	lostDesc      = desc("tap_lost_packets_total", "Packets that the library of the device read and could not hand over.")
 	refusedDesc   = desc("gossip_refused_total", "Nodes and messages that gossip did not let in.", "reason")
+	outdatedDesc  = desc("gossip_outdated_records_total", "Records older than what is known of their node, which nobody looked at.")
 	podDropsDesc  = desc("pod_drops_total", "Packets of pods that the kernel dropped before the engine saw them; a super-packet is one.", "reason")
 	outerDesc     = desc("outer_drops_total", "Packets on the underlay with a wrong outer header, or without encapsulation from nobody who may send them.", "reason")
 	fallbackDesc  = desc("udp_segment_fallbacks_total", "Super-packets sent segment by segment because UDP_SEGMENT was refused.")
@@ -116,7 +117,7 @@ var (
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		packetsDesc, framesDesc, segmentsDesc, bytesDesc, queuedDesc, peersDesc, routablePeers, subnetDesc, tablesDesc,
-		repairsDesc, reopenedDesc, lostDesc, refusedDesc, podDropsDesc, outerDesc, fallbackDesc, socketDesc, readyDesc,
+		repairsDesc, reopenedDesc, lostDesc, refusedDesc, outdatedDesc, podDropsDesc, outerDesc, fallbackDesc, socketDesc, readyDesc,
 		icmpDesc, flowsDesc, flowRoomDesc, flowEndsDesc, pathMTUDesc, pathRTTDesc, pathUpDesc, pathLossDesc,
 	} {
 		ch <- d
@@ -148,6 +149,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for reason, n := range r.Refused {
 		counter(refusedDesc, n, reason)
 	}
+	counter(outdatedDesc, r.OutdatedRecords)
 	for reason, n := range r.PodDrops {
 		counter(podDropsDesc, n, string(reason))
 	}

@@ -39,9 +39,12 @@ type statusReport struct {
 	// Repairs counts what somebody else changed in the kernel and the reconciler mended, by kind.
 	Repairs map[control.Change]uint64 `json:"repairs"`
 	// Refused counts what gossip did not let in, by reason.
-	Refused  map[string]uint64 `json:"refused"`
-	NotReady string            `json:"notReady,omitempty"` // why pods of this node are not reachable
-	Problems []string          `json:"problems"`           // empty when the node is healthy
+	Refused map[string]uint64 `json:"refused"`
+	// OutdatedRecords counts gossip's records that were older than what is known of their node; nobody looks at those.
+	OutdatedRecords uint64 `json:"outdatedRecords"`
+
+	NotReady string   `json:"notReady,omitempty"` // why pods of this node are not reachable
+	Problems []string `json:"problems"`           // empty when the node is healthy
 }
 
 type nodeReport struct {
@@ -122,6 +125,9 @@ func (d *daemon) status(ctx context.Context) (*statusReport, error) {
 		Repairs:       d.reconciler.Repairs(),
 		Refused:       map[string]uint64{},
 		Problems:      problems,
+	}
+	if d.store != nil {
+		r.OutdatedRecords = d.store.View().Outdated
 	}
 	for _, reason := range reasons[d.config.store] {
 		r.Refused[reason] = refused[reason]

@@ -104,6 +104,30 @@ func TestDamagedStateIsRefusedInPart(t *testing.T) {
 	}
 }
 
+// What is older than what is known is counted, and not looked at: neither what its node wrote nor what somebody made up.
+func TestOutdatedRecords(t *testing.T) {
+	c := newCluster(t)
+	n1 := c.start(1)
+	n1.subnet()
+	record := func(seq uint64, name string) []byte {
+		return c.signed(66, testKeys[0], func(r *claim.Record) { r.Seq, r.Name = seq, name }).Raw
+	}
+	last, older, forged := record(7, "last"), record(6, "older"), record(5, "forged")
+	forged[len(forged)-1] ^= 1
+	n1.store.take(last, "a test")
+	for i, raw := range [][]byte{older, forged, older} {
+		n1.store.take(raw, "a test")
+		if n := n1.store.View().Outdated; n != uint64(i+1) {
+			t.Errorf("%d records counted after %d", n, i+1)
+		}
+	}
+	n1.store.take(last, "a test")
+	await(t, "the record", func() bool { return len(n1.now().Peers) == 1 }, n1)
+	if v := n1.store.View(); v.Outdated != 3 || len(v.Refused) != 0 || v.Peers[0].Name != "last" {
+		t.Errorf("%+v", v)
+	}
+}
+
 func TestPacketsOfStrangers(t *testing.T) {
 	c := newCluster(t)
 	n1 := c.start(1)

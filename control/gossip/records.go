@@ -84,6 +84,7 @@ func (s *Store) knownAs(raw []byte) *claim.Record {
 		return r
 	}
 	if id != s.id && claim.SupersededBy(raw, r) {
+		s.outdated++
 		return r
 	}
 	return nil

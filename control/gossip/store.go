@@ -111,6 +111,7 @@ type Store struct {
 	joined       bool // the first attempt to join is over
 	flood        int  // rounds of exchanging everything that are left
 	news         int  // records of others that were new since counted
+	outdated     uint64
 	counted      time.Duration
 	joinProblems map[netip.AddrPort]joinProblem
 	seedProblems map[string]string

@@ -31,6 +31,7 @@ func (s *Store) View() View {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v := s.view
+	v.Outdated = s.outdated
 	v.Peers = slices.Clone(v.Peers)
 	seen := make(map[string]time.Time, len(s.lives.of))
 	for id, life := range s.lives.of {
