@@ -45,6 +45,55 @@ func TestFlows(t *testing.T) {
 	}
 }
 
+// TestTouchesItsFlow demands that what is touched for a packet is its flow: from each side and by each encapsulation, in a table that is
+// large enough.
+func TestTouchesItsFlow(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		frame  func(testing.TB) memFrame
+		side   Side
+		option func(*Config)
+	}{
+		{"from the TAP", outTo("10.0.2.9"), TAP, func(*Config) {}},
+		{"from the TAP, IPv6", out6(podB6), TAP, func(*Config) {}},
+		{"from a peer", inFrom("10.0.2.9", "10.0.1.9"), Underlay, func(*Config) {}},
+		{"from a peer, IPv6", inFrom(podB6, podA6), Underlay6, func(*Config) {}},
+		{"to a peer, plain", outTo("10.0.2.9"), TAP, plainUDP},
+		{"from a peer, plain", func(t testing.TB) memFrame {
+			return memFrame{data: udpFrame(t, macB, macA, "10.0.2.9", "10.0.1.9", 64)[packet.EthernetLen:], remote: nodeB}
+		}, Underlay, plainUDP},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, withFlows(t, 1<<15, 1<<15), c.option)
+			for i := range 1 << 14 {
+				p := conntrack.Packet{Tuple: conntrack.Tuple{Src: addr("10.9.0.1"), Dst: addr("10.9.0.2"), SrcPort: uint16(i), DstPort: 1, Proto: packet.ProtoUDP}}
+				if _, result := r.engine.Flows.Insert(&p, conntrack.NAT{}, time.Duration(r.now.Load())); result != conntrack.Inserted {
+					t.Fatal(result)
+				}
+			}
+			if !r.engine.Flows.Large() {
+				t.Fatal("the table is not large")
+			}
+			r.ports[c.side].put(c.frame(t))
+			r.w.prepare(c.side)
+			if n, err := r.w.ports[c.side].Read(r.w.rx); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+			var p packet.Peek
+			if f := r.w.rx.Frames[0]; !f.Peek(r.w.innerAt(c.side, f), &p) {
+				t.Fatal("no flow is seen")
+			}
+			if err := r.w.work(c.side); err != nil {
+				t.Fatal(err)
+			}
+			want := conntrack.Tuple{Src: p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort, Proto: p.Proto}
+			if _, ok := r.engine.Flows.Find(want, time.Duration(r.now.Load())); !ok {
+				t.Errorf("%+v is not a flow", want)
+			}
+		})
+	}
+}
+
 // TestRelated demands that an ICMP error passes iff it quotes a flow of its receiver's.
 func TestRelated(t *testing.T) {
 	for _, c := range []struct{ from, to, other string }{{"10.0.1.9", "10.0.2.9", "10.0.1.7"}, {podA6, podB6, "fd00:1::7"}} {

@@ -106,6 +106,18 @@ func (r *rig) tap() *memPort       { return r.ports[TAP] }
 func (r *rig) underlay() *memPort  { return r.ports[Underlay] }
 func (r *rig) underlay6() *memPort { return r.ports[Underlay6] }
 
+// withFlows gives the rig a flow table of another size.
+func withFlows(t testing.TB, v4, v6 int) func(*Config) {
+	return func(c *Config) {
+		flows, err := conntrack.New(conntrack.Config{Flows4: v4, Flows6: v6})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { flows.Close() })
+		c.Flows = flows
+	}
+}
+
 // newRig returns a rig with published tables, for VXLAN. At the end of the test the ledger must balance, and the engine's port
 // counters must be those that the ports counted themselves.
 func newRig(t testing.TB, options ...func(*Config)) *rig {

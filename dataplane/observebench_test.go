@@ -1,6 +1,9 @@
 package dataplane
 
 import (
+	"encoding/binary"
+	"math/rand/v2"
+	"strconv"
 	"testing"
 
 	"github.com/tulle-net/tulle/dataplane/packet"
@@ -64,6 +67,37 @@ func BenchmarkWays(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; i < b.N; i += len(batch) {
 				r.send(c.from, batch...)
+			}
+		})
+	}
+}
+
+// BenchmarkFlows is the way of packets of many known flows to a peer, in batches of 64, in random order.
+func BenchmarkFlows(b *testing.B) {
+	for _, flows := range []int{64, 1 << 14, 1 << 20} {
+		b.Run(strconv.Itoa(flows), func(b *testing.B) {
+			r := newRig(b, withFlows(b, flows, flows))
+			r.engine.Publish(testTables(b))
+			for _, p := range r.ports {
+				p.discard = true
+			}
+			frames := make([]memFrame, flows)
+			for i := range frames {
+				data := udpFrame(b, macA, gateA, "10.0.1.9", "10.0.2.9", 64)
+				readdress(data, addr("10.0.2.9"))
+				binary.BigEndian.PutUint16(data[34:], uint16(i))
+				binary.BigEndian.PutUint16(data[36:], uint16(i>>16+1))
+				frames[i] = memFrame{data: data}
+			}
+			for i := 0; i < len(frames); i += 64 {
+				r.send(TAP, frames[i:min(i+64, len(frames))]...)
+			}
+			rand.Shuffle(len(frames), func(i, j int) { frames[i], frames[j] = frames[j], frames[i] })
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := 0; i < b.N; i += 64 {
+				at := i % len(frames)
+				r.send(TAP, frames[at:min(at+64, len(frames))]...)
 			}
 		})
 	}

@@ -29,6 +29,8 @@ type Port interface {
 type Codec interface {
 	// Overhead is what the encapsulation adds to an inner IP packet, the outer IP header included, in bytes.
 	Overhead(outerIPv6 bool) int
+	// InnerAt is where the inner IP header is behind the outer UDP header, bytes.
+	InnerAt() int
 	// Encap prepends the header to a frame that Parse accepted.
 	Encap(*packet.Frame) packet.Verdict
 	// Decap strips the header, so that the frame starts with an Ethernet header, or with the IP header of a packet

@@ -192,6 +192,9 @@ func (w *worker) prepare(side Side) {
 // work decides the batch that was read, and writes what comes of it.
 func (w *worker) work(side Side) error {
 	set := w.engine.tables.Load()
+	if w.engine.Flows.Large() {
+		w.touchFlows(side)
+	}
 	in := &w.count.Ports[side]
 	for w.at = 0; w.at < len(w.rx.Frames); w.at++ {
 		f := w.rx.Frames[w.at]

@@ -13,6 +13,9 @@ type PlainUDP struct{}
 // Overhead returns 28, or 48 with an outer IPv6 header: outer IP and UDP.
 func (PlainUDP) Overhead(outerIPv6 bool) int { return outerIPLen(outerIPv6) + outerUDPLen }
 
+// InnerAt returns 0: the IP header is all that there is.
+func (PlainUDP) InnerAt() int { return 0 }
+
 // Encap strips the Ethernet header, if the frame's bytes begin with one.
 func (PlainUDP) Encap(f *packet.Frame) packet.Verdict {
 	if f.EtherType != packet.EtherTypeIPv4 {

@@ -50,6 +50,9 @@ func (v *VXLAN) Overhead(outerIPv6 bool) int {
 	return outerIPLen(outerIPv6) + outerUDPLen + vxlanLen + packet.EthernetLen
 }
 
+// InnerAt returns 22: VXLAN and inner Ethernet.
+func (v *VXLAN) InnerAt() int { return vxlanLen + packet.EthernetLen }
+
 func outerIPLen(v6 bool) int {
 	if v6 {
 		return outerIPv6Len
