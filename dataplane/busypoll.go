@@ -46,6 +46,22 @@ func (b *busyPoll) learn(found bool) {
 	b.luck += (target - b.luck) / luckStep
 }
 
+// workerSlice is how long a worker may run before another thread that wants its CPU does, the least that the kernel takes; its own choice is
+// some milliseconds. A worker that gives its CPU away loses its turn for as long as that: with a shorter one it gets back to its packets
+// sooner, and a packet wakes it sooner where others compute.
+const workerSlice = 100 * time.Microsecond
+
+// setSlice sets the calling thread's, 0 for the kernel's choice. Before Linux 6.12 the kernel has one for all threads, and takes no notice
+// (kernel/sched/syscalls.c, __setparam_fair).
+func setSlice(d time.Duration) error {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return err
+	}
+	attr.Runtime = uint64(d)
+	return unix.SchedSetAttr(0, attr, 0)
+}
+
 // look polls without sleeping until something is ready or for at most the budget, and returns the number of events. Between
 // two tries it gives the CPU to whoever else is runnable. The system calls are raw: the runtime's bookkeeping costs more than
 // they do, and none of them blocks.

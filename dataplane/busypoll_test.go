@@ -1,8 +1,11 @@
 package dataplane
 
 import (
+	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // looks returns how many of n waits begin with a look that finds something, or finds nothing.
@@ -79,5 +82,33 @@ func TestPollerLooks(t *testing.T) {
 				t.Errorf("luck is %d after looks that found something", p.busy.luck)
 			}
 		})
+	}
+}
+
+// A thread has the time slice that it was given, and nothing else of it has changed, and then its former one again.
+func TestSlice(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	slice := func(want time.Duration) *unix.SchedAttr {
+		if err := setSlice(want); err != nil {
+			t.Fatal(err)
+		}
+		attr, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return attr
+	}
+	before := slice(0)
+	if before.Runtime == 0 {
+		t.Skip("this kernel has one time slice for all threads (before Linux 6.12)")
+	}
+	want := *before
+	want.Runtime = uint64(workerSlice)
+	if got := slice(workerSlice); *got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got := slice(0); *got != *before {
+		t.Errorf("%+v, want %+v", got, before)
 	}
 }

@@ -66,6 +66,9 @@ func newWorker(e *Engine, number int, p Ports) (*worker, error) {
 func (w *worker) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	if setSlice(workerSlice) == nil { // without, the kernel's own
+		defer setSlice(0)
+	}
 	defer close(w.ended)
 	defer w.leaveFragments()
 	for !w.halt.Load() {
