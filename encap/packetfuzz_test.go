@@ -125,6 +125,9 @@ func isCanonical(frame []byte) bool {
 	if eth == nil || udp == nil || !ok || len(all) < 3 || all[1] != p.NetworkLayer() || all[2] != p.TransportLayer() {
 		return false
 	}
+	if v := p.NetworkLayer().LayerContents()[0] >> 4; v != 4 && v != 6 || (v == 6) != (eth.EthernetType == layers.EthernetTypeIPv6) {
+		return false // gopacket takes any
+	}
 	if v4, ok := ip.(*layers.IPv4); ok && (v4.Flags&layers.IPv4MoreFragments != 0 || v4.FragOffset != 0 || v4.IHL != 5) {
 		return false
 	}
