@@ -23,6 +23,7 @@ type Limits struct {
 type OwnEnd struct {
 	Name, Link string                   // there, and what it would be called on the node
 	Within     func(func() error) error // runs something in the pod's namespace, and does nothing if that has gone
+	Failed     func(error)              // is told why the limits cannot be kept: the pod may have done that, and the node is none the worse
 }
 
 // A Limit bounds what goes one way through a pod's link. Its zero value bounds nothing.
@@ -43,7 +44,9 @@ func (k Kernel) applyLimits(netlink.Link) (changed bool, err error) {
 	for _, p := range k.Pods {
 		made, err := p.applyLimits()
 		changed = changed || made
-		if err != nil {
+		if err != nil && p.Own != nil {
+			p.Own.Failed(err)
+		} else if err != nil {
 			return changed, fmt.Errorf("limits of pod %v: %w", p.Addrs, err)
 		}
 	}

@@ -47,7 +47,7 @@ func (b *busyPoll) learn(found bool) {
 }
 
 // workerSlice is how long a worker may run before another thread that wants its CPU does, the least that the kernel takes; its own choice is
-// some milliseconds. A worker that gives its CPU away loses its turn for as long as that: with a shorter one it gets back to its packets
+// a millisecond or more. A worker that gives its CPU away loses its turn for as long as that: with a shorter one it gets back to its packets
 // sooner, and a packet wakes it sooner where others compute.
 const workerSlice = 100 * time.Microsecond
 

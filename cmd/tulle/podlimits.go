@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/tulle-net/tulle/control"
 	"github.com/tulle-net/tulle/control/attach"
@@ -36,12 +37,26 @@ func limits(l ipam.Lease) control.Limits {
 	b := l.Bandwidth
 	limits := control.Limits{In: control.Limit{Rate: b.IngressRate / 8, Burst: b.IngressBurst / 8}, Out: control.Limit{Rate: b.EgressRate / 8, Burst: b.EgressBurst / 8}}
 	if hasTAP(l) && b != (ipam.Bandwidth{}) {
-		limits.Own = &control.OwnEnd{Name: l.Interface, Link: podLink(l.Owner), Within: func(f func() error) error {
+		limits.Own = ownEnd(l)
+	}
+	return limits
+}
+
+func ownEnd(l ipam.Lease) *control.OwnEnd {
+	said := ""
+	return &control.OwnEnd{
+		Name: l.Interface, Link: podLink(l.Owner),
+		Within: func(f func() error) error {
 			if err := tapOf(l).Within(f); !errors.Is(err, attach.ErrNetns) {
 				return err
 			}
 			return nil
-		}}
+		},
+		Failed: func(err error) {
+			if err.Error() != said {
+				slog.Error("a pod's bandwidth cannot be limited", "container", l.Container, "interface", l.Interface, "error", err)
+			}
+			said = err.Error()
+		},
 	}
-	return limits
 }
