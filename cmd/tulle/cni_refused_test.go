@@ -149,7 +149,6 @@ func TestCNIRefused(t *testing.T) {
 		{"CHECK without result", "CHECK", good, nil, 7},
 		{"prevResult", "CHECK", with("prevResult", `{"cniVersion":"1.1.0","interfaces":[],"ips":[{"address":"10.0.0.1/32","interface":7}]}`), nil, 7},
 		{"attachment", "ADD", with("attachment", `"macvlan"`), nil, 7},
-		{"bandwidth of a TAP", "ADD", with("attachment", `"tap","runtimeConfig":{"bandwidth":{"ingressRate":1000000,"ingressBurst":1000000}}`), nil, 7},
 		{"the node's namespace for a TAP", "ADD", with("attachment", `"tap"`), []string{fmt.Sprintf("CNI_NETNS=/proc/%d/ns/net", n.PID)}, 4},
 		{"absent namespace for a TAP", "ADD", with("attachment", `"tap"`), []string{"CNI_NETNS=/proc/self/ns/nothing"}, 4},
 		{"command", "FROB", good, nil, 4},
