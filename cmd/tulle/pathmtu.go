@@ -55,7 +55,7 @@ type path struct {
 	watch    pmtu.Watch
 	interval time.Duration // between two probes
 	mtu      int           // as told last
-	held     int           // what packets are held to: mtu, once the tables have it
+	inForce  int           // what packets are held to: mtu, once the tables have it
 }
 
 // newProber returns a prober for the peers in the families of locals. fixedSource lets probes leave from the locals' ports.
@@ -116,7 +116,7 @@ func (p *prober) pathTo(peer *tables.Peer, set *tables.Set) *path {
 	interval := restInterval(set.Peers())
 	ceiling := max(floor, min(set.Node.Limit(peer.Probe), set.Node.MTU)) // nothing larger comes from this node's pods
 	search := pmtu.New(pmtu.Config{Interval: interval}, floor, ceiling, p.now())
-	return &path{peer: peer, activity: new(tables.Activity), search: search, interval: interval, mtu: ceiling, held: ceiling}
+	return &path{peer: peer, activity: new(tables.Activity), search: search, interval: interval, mtu: ceiling, inForce: ceiling}
 }
 
 // answered is called by the engine's workers with each answer to a request with p.id.
@@ -153,7 +153,7 @@ func (p *prober) run(ctx context.Context, changed func(map[netip.Addr]int)) erro
 		next, news := p.turn()
 		if news != nil {
 			changed(news)
-			p.hold(news)
+			p.enforced(news)
 		}
 		timer.Reset(max(next-p.now(), proberRest))
 		select { // the least rest, whoever wakes us
@@ -199,13 +199,13 @@ func (p *prober) turn() (next time.Duration, news map[netip.Addr]int) {
 	return next, news
 }
 
-// hold notes MTUs that packets are held to from now on: before, nobody is told that they are.
-func (p *prober) hold(mtus map[netip.Addr]int) {
+// enforced notes MTUs that packets are held to from now on: before, nobody is told that they are.
+func (p *prober) enforced(mtus map[netip.Addr]int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for addr, mtu := range mtus {
 		if path := p.paths[addr]; path != nil {
-			path.held = mtu
+			path.inForce = mtu
 		}
 	}
 }

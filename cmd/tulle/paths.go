@@ -113,7 +113,7 @@ func (p *prober) reports(outer ...netip.Addr) []pathReport {
 
 func (p *path) report(to netip.Addr, now time.Duration) pathReport {
 	s := p.search
-	r := pathReport{To: to.String(), MTU: p.held, Answering: s.Answering()}
+	r := pathReport{To: to.String(), MTU: p.inForce, Answering: s.Answering()}
 	if lost, of := s.Loss(); of > 0 {
 		r.Loss = float64(lost) / float64(of)
 	}
