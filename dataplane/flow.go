@@ -29,11 +29,13 @@ func (w *worker) lookup(set *tables.Set, f *packet.Frame) (known bool, v packet.
 // touchFlows begins to load what the lookups of a batch that was read will look at.
 func (w *worker) touchFlows(side Side) {
 	var p packet.Peek
+	w.touched = w.touched[:0]
 	for _, f := range w.rx.Frames {
 		if f.Peek(w.innerAt(side, f), &p) {
-			w.engine.Flows.Touch(&conntrack.Tuple{Src: p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort, Proto: p.Proto})
+			w.touched = append(w.touched, conntrack.Tuple{Src: p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort, Proto: p.Proto})
 		}
 	}
+	w.engine.Flows.Touch(w.touched)
 }
 
 // innerAt is where the inner IP header is in a frame as a port handed it over, bytes.

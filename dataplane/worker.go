@@ -29,15 +29,16 @@ type worker struct {
 	ended  chan struct{}
 	halt   atomic.Bool
 
-	rx     *packet.Batch
-	made   *packet.Batch // packets of the engine's own, of this turn
-	tx     [numSides]packet.Batch
-	pods   podPorts
-	now    time.Duration    // of this turn
-	from   Side             // of this turn
-	at     int              // index in rx of the frame at hand
-	flow   conntrack.Packet // of the frame at hand
-	limits icmpLimiter
+	rx      *packet.Batch
+	made    *packet.Batch // packets of the engine's own, of this turn
+	tx      [numSides]packet.Batch
+	pods    podPorts
+	now     time.Duration     // of this turn
+	from    Side              // of this turn
+	at      int               // index in rx of the frame at hand
+	flow    conntrack.Packet  // of the frame at hand
+	touched []conntrack.Tuple // by touchFlows, to be used again
+	limits  icmpLimiter
 	// Fragments, by where they come from: the TAP or an underlay.
 	outFragments, inFragments *fragment.Tracker
 	left                      WorkerFragments // valid once the worker has ended

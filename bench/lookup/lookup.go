@@ -139,15 +139,20 @@ func Conntrack(flows int, v6 bool) (ns, bytes float64, err error) {
 	}
 	rand.Shuffle(flows, func(i, j int) { packets[i], packets[j] = packets[j], packets[i] })
 	missed := 0
-	large := t.Large()
-	ns = median(func(i int) {
-		if large && i%atOnce == 0 {
-			for j := range atOnce {
-				t.Touch(&packets[(i+j)%flows].Tuple)
+	large, tuples := t.Large(), make([]conntrack.Tuple, min(atOnce, flows))
+	at := 0
+	ns = median(func(int) {
+		if large && at%atOnce == 0 {
+			for i := range tuples {
+				tuples[i] = packets[min(at+i, flows-1)].Tuple
 			}
+			t.Touch(tuples)
 		}
-		if _, ok := t.Lookup(&packets[i%flows], start); !ok {
+		if _, ok := t.Lookup(&packets[at], start); !ok {
 			missed++
+		}
+		if at++; at == flows {
+			at = 0
 		}
 	})
 	if missed > 0 {

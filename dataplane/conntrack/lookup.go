@@ -20,25 +20,6 @@ func (t *Table) Lookup(p *Packet, now time.Duration) (Hit, bool) {
 	return hit, found
 }
 
-// Touch begins to load what Lookup will look at first for the tuple. The loads of tuples that are touched one after the other overlap, so
-// that a batch of lookups in a table that is larger than the CPU's caches waits once for many of them, and not for each.
-func (t *Table) Touch(tuple *Tuple) {
-	var k key
-	if a := t.setKey(&k, tuple); a != nil {
-		w := a.slot(a.home(k.hash))
-		w[wCtrl].Load()
-		if a.size == slotLen6 {
-			w.wide()[wHigh].Load()
-		}
-	}
-}
-
-// touchFrom is how many flows have more memory than the nearer caches of a CPU.
-const touchFrom = 1 << 14
-
-// Large says whether Touch is worth its time: some 10 ns.
-func (t *Table) Large() bool { return t.v4.flows()+t.v6.flows() >= touchFrom }
-
 // Find looks up a flow by the tuple of one of its directions, and changes nothing: it is for the packets that
 // ICMP errors quote.
 func (t *Table) Find(tuple Tuple, now time.Duration) (Flow, bool) {

@@ -1,0 +1,91 @@
+package conntrack
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+	"unsafe"
+)
+
+// TestTouch demands that what Touch loads is what a lookup looks at, in tables that are full, and that it changes nothing and stays in the
+// table whatever the tuples are.
+func TestTouch(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		const flows = 1000
+		table, err := New(Config{Flows4: flows, Flows6: flows})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer table.Close()
+		tuples := make([]Tuple, flows)
+		for i := range tuples {
+			tuples[i] = randomTuple(v6)
+			if _, result := table.Insert(&Packet{Tuple: tuples[i]}, NAT{}, time.Hour); result != Inserted {
+				t.Fatal(result)
+			}
+		}
+		if found := touched(table, tuples); found < flows*93/100 {
+			t.Errorf("IPv6 %t: of %d flows the lines of %d are touched", v6, flows, found)
+		}
+		before := bytes.Clone(table.mem)
+		strange := append(tuples, Tuple{}, Tuple{Src: tuples[0].Src}, Tuple{Src: netip.IPv4Unspecified(), Dst: netip.IPv6Unspecified()})
+		for range 10_000 {
+			strange = append(strange, randomTuple(!v6), randomTuple(v6))
+		}
+		table.Touch(strange)
+		table.Touch(nil)
+		if !bytes.Equal(before, table.mem) {
+			t.Errorf("IPv6 %t: the table has changed", v6)
+		}
+	}
+}
+
+// touched counts the tuples whose slot is among those that are touched, to its end.
+func touched(table *Table, tuples []Tuple) (found int) {
+	for i := range tuples {
+		var k key
+		a := table.setKey(&k, &tuples[i])
+		s, _, _ := a.find(&k)
+		want := [2]*slot{a.slot(s), (*slot)(unsafe.Add(unsafe.Pointer(a.slot(s)), a.size-slotLen4))}
+		home := a.home(k.hash)
+		first, second := entriesOf(a.slot(home)[wCtrl].Load())
+		if a.lines(home, first) == want || a.lines(home, second) == want {
+			found++
+		}
+	}
+	return found
+}
+
+// TestTouchStaysInside looks at the lines of every slot and whatever its control word is, in the smallest table.
+func TestTouchStaysInside(t *testing.T) {
+	for _, c := range []Config{{Flows4: 1}, {Flows6: 1}} {
+		table, err := New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer table.Close()
+		begin := uintptr(unsafe.Pointer(&table.mem[0]))
+		for _, a := range []*area{&table.v4, &table.v6} {
+			for home := range a.slots {
+				first, second := entriesOf(rand.Uint64() & rand.Uint64() & rand.Uint64() & rand.Uint64() & rand.Uint64())
+				for _, line := range [...]*slot{a.lines(home, first)[1], a.lines(home, second)[1]} {
+					if at := uintptr(unsafe.Pointer(line)) - begin; at > uintptr(len(table.mem)-slotLen4) {
+						t.Fatalf("home %d: a line at %d of %d bytes", home, int(at), len(table.mem))
+					}
+				}
+			}
+		}
+	}
+}
+
+func randomTuple(v6 bool) Tuple {
+	v := Tuple{SrcPort: uint16(rand.Uint32()), DstPort: uint16(rand.Uint32()), Proto: 17}
+	if v6 {
+		v.Src, v.Dst = fromHalves(0xfd<<56, rand.Uint64()), fromHalves(0xfd<<56, rand.Uint64())
+		return v
+	}
+	v.Src, v.Dst = fromUint32(rand.Uint32()), fromUint32(rand.Uint32())
+	return v
+}
