@@ -26,29 +26,6 @@ func (w *worker) lookup(set *tables.Set, f *packet.Frame) (known bool, v packet.
 	return known, packet.None
 }
 
-// touchFlows begins to load what the lookups of a batch that was read will look at.
-func (w *worker) touchFlows(side Side) {
-	var p packet.Peek
-	w.touched = w.touched[:0]
-	for _, f := range w.rx.Frames {
-		if f.Peek(w.innerAt(side, f), &p) {
-			w.touched = append(w.touched, conntrack.Tuple{Src: p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort, Proto: p.Proto})
-		}
-	}
-	w.engine.Flows.Touch(w.touched)
-}
-
-// innerAt is where the inner IP header is in a frame as a port handed it over, bytes.
-func (w *worker) innerAt(side Side, f *packet.Frame) int {
-	switch {
-	case side == Underlay || side == Underlay6:
-		return w.engine.Codec.InnerAt()
-	case f.Detached:
-		return 0
-	}
-	return packet.EthernetLen
-}
-
 // commit remembers the flow of a packet that goes on and was not known.
 func (w *worker) commit(f *packet.Frame, known bool, v packet.Verdict) packet.Verdict {
 	if known || !v.Sent() {

@@ -33,11 +33,11 @@ type worker struct {
 	made    *packet.Batch // packets of the engine's own, of this turn
 	tx      [numSides]packet.Batch
 	pods    podPorts
-	now     time.Duration     // of this turn
-	from    Side              // of this turn
-	at      int               // index in rx of the frame at hand
-	flow    conntrack.Packet  // of the frame at hand
-	touched []conntrack.Tuple // by touchFlows, to be used again
+	now     time.Duration    // of this turn
+	from    Side             // of this turn
+	at      int              // index in rx of the frame at hand
+	flow    conntrack.Packet // of the frame at hand
+	touched touched
 	limits  icmpLimiter
 	// Fragments, by where they come from: the TAP or an underlay.
 	outFragments, inFragments *fragment.Tracker
@@ -196,9 +196,7 @@ func (w *worker) prepare(side Side) {
 // work decides the batch that was read, and writes what comes of it.
 func (w *worker) work(side Side) error {
 	set := w.engine.tables.Load()
-	if w.engine.Flows.Large() {
-		w.touchFlows(side)
-	}
+	w.touch(side, set)
 	in := &w.count.Ports[side]
 	for w.at = 0; w.at < len(w.rx.Frames); w.at++ {
 		f := w.rx.Frames[w.at]

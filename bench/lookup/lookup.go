@@ -91,10 +91,17 @@ func FIB(routes int, v6 bool) (lookup func(used int) (float64, error), err error
 	}
 	random.Shuffle(len(in), func(i, j int) { in[i], in[j] = in[j], in[i] })
 	return func(used int) (float64, error) {
-		missed := 0
-		ns := median(func(i int) {
-			if set.Lookup(in[i%used]) == nil {
+		missed, at := 0, 0
+		large := used > atOnce && set.Large()
+		ns := median(func() {
+			if large && at%atOnce == 0 {
+				set.Touch(nil, in[at:min(at+atOnce, used)])
+			}
+			if set.Lookup(in[at]) == nil {
 				missed++
+			}
+			if at++; at == used {
+				at = 0
 			}
 		})
 		if missed > 0 {
@@ -141,7 +148,7 @@ func Conntrack(flows int, v6 bool) (ns, bytes float64, err error) {
 	missed := 0
 	large, tuples := t.Large(), make([]conntrack.Tuple, min(atOnce, flows))
 	at := 0
-	ns = median(func(int) {
+	ns = median(func() {
 		if large && at%atOnce == 0 {
 			for i := range tuples {
 				tuples[i] = packets[min(at+i, flows-1)].Tuple
@@ -208,19 +215,18 @@ func load(entries int) float64 {
 		words[from*line] = uint32(order[(i+1)%lines] * line)
 	}
 	at := uint32(0)
-	ns := median(func(int) { at = words[at] })
+	ns := median(func() { at = words[at] })
 	runtime.KeepAlive(at)
 	return ns
 }
 
 // median is the time of one op, ns, over batches.
-func median(op func(i int)) float64 {
-	times, i := make([]float64, batches), 0
+func median(op func()) float64 {
+	times := make([]float64, batches)
 	for b := range times {
 		begin := time.Now()
 		for range batch {
-			op(i)
-			i++
+			op()
 		}
 		times[b] = float64(time.Since(begin)) / batch
 	}

@@ -4,6 +4,8 @@ import (
 	"math/bits"
 	"net/netip"
 	"time"
+
+	"github.com/tulle-net/tulle/dataplane/word"
 )
 
 // The words of a slot. IPv4 slots end after the first eight.
@@ -165,9 +167,9 @@ func (w *slot6) holdsRest(k *key) bool {
 func (a *area) tuple(k *key, greater bool) Tuple {
 	t := Tuple{Proto: k.proto, SrcPort: uint16(k.ports >> 16), DstPort: uint16(k.ports)}
 	if a.size == slotLen4 {
-		t.Src, t.Dst = fromUint32(uint32(k.addr[0]>>32)), fromUint32(uint32(k.addr[0]))
+		t.Src, t.Dst = word.From4(uint32(k.addr[0]>>32)), word.From4(uint32(k.addr[0]))
 	} else {
-		t.Src, t.Dst = fromHalves(k.addr[2], k.addr[0]), fromHalves(k.addr[3], k.addr[1])
+		t.Src, t.Dst = word.FromHalves(k.addr[2], k.addr[0]), word.FromHalves(k.addr[3], k.addr[1])
 	}
 	if greater {
 		t.Src, t.Dst, t.SrcPort, t.DstPort = t.Dst, t.Src, t.DstPort, t.SrcPort
@@ -187,7 +189,7 @@ func (w *slot) storePorts(size uint64, k *key, nat *NAT) {
 		var hi, lo uint64
 		if ap.IsValid() {
 			addr := ap.Addr()
-			hi, lo = halves(&addr)
+			hi, lo = word.Halves(&addr)
 		}
 		w6[wNATSrc+2*i].Store(hi)
 		w6[wNATSrc2+2*i].Store(lo)
@@ -198,7 +200,8 @@ func natAddr4(ap netip.AddrPort) uint64 {
 	if !ap.IsValid() {
 		return 0
 	}
-	return uint64(addr4(ap.Addr()))
+	addr := ap.Addr()
+	return uint64(word.Of4(&addr))
 }
 
 // loadNAT fills nat, which is zero, with a slot's translation.
@@ -215,19 +218,19 @@ func (w *slot) loadNAT(size uint64, nat *NAT) {
 func (w6 *slot6) loadNAT(nat *NAT) {
 	ports := w6[wPorts].Load()
 	if hi, lo := w6[wNATSrc].Load(), w6[wNATSrc2].Load(); hi|lo != 0 {
-		nat.Src = netip.AddrPortFrom(fromHalves(hi, lo), uint16(ports>>16))
+		nat.Src = netip.AddrPortFrom(word.FromHalves(hi, lo), uint16(ports>>16))
 	}
 	if hi, lo := w6[wNATDst].Load(), w6[wNATDst2].Load(); hi|lo != 0 {
-		nat.Dst = netip.AddrPortFrom(fromHalves(hi, lo), uint16(ports))
+		nat.Dst = netip.AddrPortFrom(word.FromHalves(hi, lo), uint16(ports))
 	}
 }
 
 func setNAT4(nat *NAT, addrs, ports uint64) {
 	if src := uint32(addrs >> 32); src != 0 {
-		nat.Src = netip.AddrPortFrom(fromUint32(src), uint16(ports>>16))
+		nat.Src = netip.AddrPortFrom(word.From4(src), uint16(ports>>16))
 	}
 	if dst := uint32(addrs); dst != 0 {
-		nat.Dst = netip.AddrPortFrom(fromUint32(dst), uint16(ports))
+		nat.Dst = netip.AddrPortFrom(word.From4(dst), uint16(ports))
 	}
 }
 

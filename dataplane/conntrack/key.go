@@ -1,11 +1,6 @@
 package conntrack
 
-import (
-	"encoding/binary"
-	"math/bits"
-	"net/netip"
-	"unsafe"
-)
+import "github.com/tulle-net/tulle/dataplane/word"
 
 // A key is a tuple in canonical form, the smaller endpoint first, as the slots hold it.
 type key struct {
@@ -42,7 +37,7 @@ func (a *area) orNil() *area {
 }
 
 func (k *key) set4(p *Tuple) {
-	src, dst := uint64(addr4(p.Src)), uint64(addr4(p.Dst))
+	src, dst := uint64(word.Of4(&p.Src)), uint64(word.Of4(&p.Dst))
 	k.swapped = src<<16|uint64(p.SrcPort) > dst<<16|uint64(p.DstPort)
 	if k.swapped {
 		k.addr[0], k.ports = dst<<32|src, uint32(p.DstPort)<<16|uint32(p.SrcPort)
@@ -52,8 +47,8 @@ func (k *key) set4(p *Tuple) {
 }
 
 func (k *key) set6(p *Tuple) {
-	srcHi, srcLo := halves(&p.Src)
-	dstHi, dstLo := halves(&p.Dst)
+	srcHi, srcLo := word.Halves(&p.Src)
+	dstHi, dstLo := word.Halves(&p.Dst)
 	k.swapped = srcHi > dstHi || srcHi == dstHi && (srcLo > dstLo || srcLo == dstLo && p.SrcPort > p.DstPort)
 	if k.swapped {
 		srcHi, srcLo, dstHi, dstLo = dstHi, dstLo, srcHi, srcLo
@@ -64,51 +59,16 @@ func (k *key) set6(p *Tuple) {
 	k.addr[0], k.addr[1], k.addr[2], k.addr[3] = srcLo, dstLo, srcHi, dstHi
 }
 
-func addr4(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.BigEndian.Uint32(b[:])
-}
-
-// halves returns an IPv6 address as netip keeps it. As16 writes it as bytes in a way that the CPU can't forward to the
-// loads that follow: 10 ns for each address (Go 1.26, Zen 3). checkLayout guards against another netip.
-func halves(a *netip.Addr) (hi, lo uint64) {
-	words := (*[2]uint64)(unsafe.Pointer(a))
-	return words[0], words[1]
-}
-
-// checkLayout says whether halves reads what it is for.
-func checkLayout() bool {
-	a := netip.AddrFrom16([16]byte{0: 1, 7: 2, 8: 3, 15: 4})
-	hi, lo := halves(&a)
-	return unsafe.Sizeof(a) >= 16 && hi == 1<<56|2 && lo == 3<<56|4
-}
-
-func fromHalves(hi, lo uint64) netip.Addr {
-	var b [16]byte
-	binary.BigEndian.PutUint64(b[:8], hi)
-	binary.BigEndian.PutUint64(b[8:], lo)
-	return netip.AddrFrom16(b)
-}
-
-func fromUint32(v uint32) netip.Addr {
-	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
-}
-
 // The hash is that of wyhash: 128-bit products of input and secret, folded. It is no MAC: it holds against a peer that sees no
 // hashes, and none leave the process.
 func (h *hashKey) hash4(k *key) uint64 {
-	v := mix(k.addr[0]^h[0], k.portsProto()^h[1])
-	return mix(v^h[2], h[3])
+	v := word.Mix(k.addr[0]^h[0], k.portsProto()^h[1])
+	return word.Mix(v^h[2], h[3])
 }
 
 func (h *hashKey) hash6(k *key) uint64 {
-	v := mix(k.addr[0]^h[0], k.addr[1]^h[1]) ^ mix(k.addr[2]^h[2], k.addr[3]^h[3])
-	return mix(v^h[4], k.portsProto()^h[1])
+	v := word.Mix(k.addr[0]^h[0], k.addr[1]^h[1]) ^ word.Mix(k.addr[2]^h[2], k.addr[3]^h[3])
+	return word.Mix(v^h[4], k.portsProto()^h[1])
 }
 
 func (k *key) portsProto() uint64 { return uint64(k.ports)<<8 | uint64(k.proto) }
-
-func mix(a, b uint64) uint64 {
-	hi, lo := bits.Mul64(a, b)
-	return hi ^ lo
-}

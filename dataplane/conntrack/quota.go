@@ -1,6 +1,10 @@
 package conntrack
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/tulle-net/tulle/dataplane/word"
+)
 
 // A quota bounds the flows of each source: the address that a flow's first packet came from. Flows are counted in two rows of cells which
 // a keyed hash chooses. A source has no more flows than either of its cells says, so that the bound is never passed; one that shares both
@@ -49,12 +53,12 @@ func (a *area) source(k *key, ctrl uint64) uint64 {
 	second := ctrl&swapped != 0
 	if a.size == slotLen4 {
 		if second {
-			return mix(k.addr[0]&0xffffffff^a.key[0], a.key[1])
+			return word.Mix(k.addr[0]&0xffffffff^a.key[0], a.key[1])
 		}
-		return mix(k.addr[0]>>32^a.key[0], a.key[1])
+		return word.Mix(k.addr[0]>>32^a.key[0], a.key[1])
 	}
 	if second {
-		return mix(k.addr[1]^a.key[0], k.addr[3]^a.key[1])
+		return word.Mix(k.addr[1]^a.key[0], k.addr[3]^a.key[1])
 	}
-	return mix(k.addr[0]^a.key[0], k.addr[2]^a.key[1])
+	return word.Mix(k.addr[0]^a.key[0], k.addr[2]^a.key[1])
 }

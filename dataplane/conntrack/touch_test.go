@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/tulle-net/tulle/dataplane/word"
 )
 
 // TestTouch demands that what Touch loads is what a lookup looks at, in tables that are full, and that it changes nothing and stays in the
@@ -83,9 +85,9 @@ func TestTouchStaysInside(t *testing.T) {
 func randomTuple(v6 bool) Tuple {
 	v := Tuple{SrcPort: uint16(rand.Uint32()), DstPort: uint16(rand.Uint32()), Proto: 17}
 	if v6 {
-		v.Src, v.Dst = fromHalves(0xfd<<56, rand.Uint64()), fromHalves(0xfd<<56, rand.Uint64())
+		v.Src, v.Dst = word.FromHalves(0xfd<<56, rand.Uint64()), word.FromHalves(0xfd<<56, rand.Uint64())
 		return v
 	}
-	v.Src, v.Dst = fromUint32(rand.Uint32()), fromUint32(rand.Uint32())
+	v.Src, v.Dst = word.From4(rand.Uint32()), word.From4(rand.Uint32())
 	return v
 }

@@ -10,9 +10,9 @@ import (
 	"iter"
 	"maps"
 	"net/netip"
+	"slices"
 
-	"github.com/gaissmai/bart"
-
+	"github.com/tulle-net/tulle/dataplane/lpm"
 	"github.com/tulle-net/tulle/dataplane/packet"
 )
 
@@ -122,30 +122,50 @@ type Set struct {
 	Node       Node
 
 	ports   bool // some route leads to a pod's port
-	fib     bart.Fast[*Route]
-	sources bart.Fast[*Peer]
+	routes  []Route
+	fib     *lpm.Table // of routes
+	sources []source
+	owners  *lpm.Table // of sources
 	peers   map[netip.Addr]*Peer
+}
+
+// A source is a prefix that a peer may send from.
+type source struct {
+	prefix netip.Prefix // as it was given
+	peer   *Peer
+	order  int // of the peer
 }
 
 // Compile returns the Set of one generation. It refuses peers without an endpoint, two peers with
 // one endpoint address, two routes for one prefix, overlapping sources of different
 // peers, routes of no kind or without a peer, and invalid prefixes, naming them.
 func Compile(generation uint64, node Node, peers []*Peer, routes []Route) (*Set, error) {
-	s := &Set{Generation: generation, Node: node, peers: make(map[netip.Addr]*Peer, len(peers))}
-	for _, p := range peers {
-		if err := s.addPeer(p); err != nil {
+	s := &Set{Generation: generation, Node: node, peers: make(map[netip.Addr]*Peer, len(peers)), routes: slices.Clone(routes)}
+	for i, p := range peers {
+		if err := s.addPeer(i, p); err != nil {
 			return nil, err
 		}
 	}
-	for _, r := range routes {
-		if err := s.addRoute(r); err != nil {
-			return nil, err
-		}
+	if err := s.sortSources(); err != nil {
+		return nil, err
 	}
+	if err := s.sortRoutes(); err != nil {
+		return nil, err
+	}
+	s.owners = lpm.New(prefixes(s.sources, func(o *source) netip.Prefix { return o.prefix.Masked() }))
+	s.fib = lpm.New(prefixes(s.routes, func(r *Route) netip.Prefix { return r.Prefix }))
 	return s, nil
 }
 
-func (s *Set) addPeer(p *Peer) error {
+func prefixes[T any](of []T, prefix func(*T) netip.Prefix) []netip.Prefix {
+	all := make([]netip.Prefix, len(of))
+	for i := range of {
+		all[i] = prefix(&of[i])
+	}
+	return all
+}
+
+func (s *Set) addPeer(order int, p *Peer) error {
 	addr := p.Endpoint.Addr().Unmap()
 	if !addr.IsValid() || addr.IsUnspecified() {
 		return fmt.Errorf("compile tables: peer %s has no endpoint", p.Name)
@@ -158,23 +178,53 @@ func (s *Set) addPeer(p *Peer) error {
 		if !prefix.IsValid() {
 			return fmt.Errorf("compile tables: peer %s: invalid prefix among its addresses", p.Name)
 		}
-		if s.sources.OverlapsPrefix(prefix) {
-			return fmt.Errorf("compile tables: %s of peer %s overlaps another peer's addresses", prefix, p.Name)
-		}
-	}
-	for _, prefix := range p.Sources {
-		s.sources.Insert(prefix.Masked(), p)
+		s.sources = append(s.sources, source{prefix, p, order})
 	}
 	return nil
 }
 
-func (s *Set) addRoute(r Route) error {
+// sortSources leaves each prefix once, and refuses one that overlaps another peer's: behind one that contains it stands nothing else
+// in the order of prefixes.
+func (s *Set) sortSources() error {
+	slices.SortStableFunc(s.sources, func(a, b source) int { return a.prefix.Compare(b.prefix) })
+	var around source // the widest that contains the one at hand
+	for _, o := range s.sources {
+		if !around.prefix.IsValid() || !around.prefix.Overlaps(o.prefix) {
+			around = o
+			continue
+		}
+		if later := o; around.peer != o.peer {
+			if around.order > o.order {
+				later = around
+			}
+			return fmt.Errorf("compile tables: %s of peer %s overlaps another peer's addresses", later.prefix, later.peer.Name)
+		}
+	}
+	s.sources = slices.CompactFunc(s.sources, func(a, b source) bool { return a.prefix.Masked() == b.prefix.Masked() })
+	return nil
+}
+
+func (s *Set) sortRoutes() error {
+	for i := range s.routes {
+		r := &s.routes[i]
+		if err := r.check(); err != nil {
+			return err
+		}
+		r.Prefix = r.Prefix.Masked()
+		s.ports = s.ports || r.Pod != nil
+	}
+	slices.SortFunc(s.routes, func(a, b Route) int { return a.Prefix.Compare(b.Prefix) })
+	for i := range s.routes[:max(len(s.routes)-1, 0)] {
+		if prefix := s.routes[i].Prefix; prefix == s.routes[i+1].Prefix {
+			return fmt.Errorf("compile tables: two routes for %s", prefix)
+		}
+	}
+	return nil
+}
+
+func (r *Route) check() error {
 	if !r.Prefix.IsValid() {
 		return fmt.Errorf("compile tables: route of kind %s: invalid prefix", r.Kind)
-	}
-	r.Prefix = r.Prefix.Masked()
-	if _, ok := s.fib.Get(r.Prefix); ok {
-		return fmt.Errorf("compile tables: two routes for %s", r.Prefix)
 	}
 	if r.Kind < Local || r.Kind > Reject || (r.Kind == ToPeer) != (r.Peer != nil) {
 		return fmt.Errorf("compile tables: route %s is of kind %s: a peer route names a peer, the others none", r.Prefix, r.Kind)
@@ -182,15 +232,15 @@ func (s *Set) addRoute(r Route) error {
 	if r.Pod != nil && (r.Kind != Local || r.Pod.Port == 0) {
 		return fmt.Errorf("compile tables: route %s is of kind %s to the port %d of a pod", r.Prefix, r.Kind, r.Pod.Port)
 	}
-	s.ports = s.ports || r.Pod != nil
-	s.fib.Insert(r.Prefix, &r)
 	return nil
 }
 
 // Lookup returns the longest matching route for dst, or nil.
 func (s *Set) Lookup(dst netip.Addr) *Route {
-	r, _ := s.fib.Lookup(dst)
-	return r
+	if i := s.fib.Lookup(dst); i != lpm.None {
+		return &s.routes[i]
+	}
+	return nil
 }
 
 // PodAt returns the pod that has dst and a port, or nil.
@@ -209,15 +259,26 @@ func (s *Set) PeerAt(addr netip.Addr) *Peer { return s.peers[addr] }
 
 // Owner returns the peer that src belongs to, or nil.
 func (s *Set) Owner(src netip.Addr) *Peer {
-	p, _ := s.sources.Lookup(src)
-	return p
+	if i := s.owners.Lookup(src); i != lpm.None {
+		return s.sources[i].peer
+	}
+	return nil
+}
+
+// Large says whether Touch is worth its time.
+func (s *Set) Large() bool { return s.fib.Large() || s.owners.Large() }
+
+// Touch begins to load what Lookup will look at for dst, and Owner for src: see lpm.Table.
+func (s *Set) Touch(src, dst []netip.Addr) {
+	s.owners.Touch(src)
+	s.fib.Touch(dst)
 }
 
 // Routes returns all routes, sorted by prefix.
 func (s *Set) Routes() iter.Seq[*Route] {
 	return func(yield func(*Route) bool) {
-		for _, r := range s.fib.AllSorted() {
-			if !yield(r) {
+		for i := range s.routes {
+			if !yield(&s.routes[i]) {
 				return
 			}
 		}
