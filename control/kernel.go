@@ -40,6 +40,8 @@ type Kernel struct {
 	Mode     netfilter.Mode
 	// NoNetfilter leaves the kernel's netfilter alone, where there is none.
 	NoNetfilter bool
+
+	rules *rules // what is known of the kernel's nftables; nil for nothing
 }
 
 // A Change is one thing that Apply found different from what it has to be, and mended.
@@ -73,29 +75,41 @@ func (k Kernel) CheckFree() error {
 }
 
 // Apply makes the kernel's state what it has to be, whatever it was before, and says what it changed.
-func (k Kernel) Apply() ([]Change, error) {
+func (k Kernel) Apply() ([]Change, error) { return k.apply(true) }
+
+// apply looks at everything, or only at what the kernel does not announce when somebody changes it.
+func (k Kernel) apply(everything bool) ([]Change, error) {
 	link, err := netlink.LinkByName(k.TAP)
 	if err != nil {
 		return nil, fmt.Errorf("link %s: %w", k.TAP, err)
 	}
+	if k.rules != nil {
+		k.rules.look()
+	}
 	var changes []Change
 	for _, part := range []struct {
-		kind  Change
-		apply func(netlink.Link) (bool, error)
+		kind      Change
+		announced bool
+		apply     func(netlink.Link) (bool, error)
 	}{
-		{ChangedSysctl, k.applySysctls},
-		{ChangedLink, k.applyLink},
-		{ChangedLink, func(netlink.Link) (bool, error) { return k.Tunnel.Apply() }},
-		{ChangedAddress, k.applyAddress},
+		{ChangedSysctl, false, k.applySysctls},
+		{ChangedLink, true, k.applyLink},
+		{ChangedLink, false, func(netlink.Link) (bool, error) { return k.Tunnel.Apply() }},
+		{ChangedAddress, true, k.applyAddress},
 		// before anything is routed to it
-		{ChangedNeighbour, k.applyNeighbour},
-		{ChangedRoute, k.applyRoutes},
-		{ChangedPod, k.applyPods},
-		{ChangedPod, k.applyLimits},
-		{ChangedNetfilter, k.applyNetfilter},
+		{ChangedNeighbour, false, k.applyNeighbour},
+		{ChangedRoute, true, k.applyRoutes},
+		{ChangedPod, false, k.applyPins},
+		{ChangedPod, false, k.applyRules},
+		{ChangedPod, true, k.applyPodRoutes},
+		{ChangedPod, false, k.applyLimits},
+		{ChangedNetfilter, false, k.applyNetfilter},
 	} {
+		if part.announced && !everything {
+			continue
+		}
 		changed, err := part.apply(link)
-		if changed {
+		if changed && !slices.Contains(changes, part.kind) {
 			changes = append(changes, part.kind)
 		}
 		if err != nil {
@@ -138,7 +152,7 @@ func (k Kernel) applyNetfilter(netlink.Link) (changed bool, err error) {
 	for _, p := range k.Pods {
 		c.Ports = append(c.Ports, p.Ports...)
 	}
-	return c.Apply()
+	return k.rules.unlessSeen("netfilter", c, c.Apply)
 }
 
 // Remove takes away what Apply made and what does not go with the TAP. It is no error when it is gone already.

@@ -322,7 +322,7 @@ func TestReachedLast(t *testing.T) {
 		if before := r.Err(); before == nil && subnet != "" {
 			t.Errorf("subnet %q is ready before it was applied", subnet)
 		}
-		if r.apply(); r.Err() != nil {
+		if r.apply(true); r.Err() != nil {
 			t.Errorf("subnet %q: %v", subnet, r.Err())
 		}
 	}

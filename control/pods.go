@@ -44,25 +44,18 @@ type Pod struct {
 
 func (p Pod) equal(o Pod) bool { return p.Link == o.Link && slices.Equal(p.Addrs, o.Addrs) }
 
-// applyPods holds the Pods to their addresses, and makes the rules and the two tables what they ask for. A pod whose link has gone or is down keeps its way to the
-// engine, behind which main's unreachable route answers.
-func (k Kernel) applyPods(tap netlink.Link) (changed bool, err error) {
-	if !k.NoNetfilter {
-		if changed, err = pin.Apply(k.pins()); err != nil {
-			return changed, err
-		}
+// applyPins holds the Pods to their addresses.
+func (k Kernel) applyPins(netlink.Link) (changed bool, err error) {
+	if k.NoNetfilter {
+		return false, nil
 	}
+	pins := k.pins()
+	return k.rules.unlessSeen("pins", pins, func() (bool, error) { return pin.Apply(pins) })
+}
+
+func (k Kernel) applyRules(netlink.Link) (changed bool, err error) {
 	for _, f := range k.families() {
-		made, err := k.applyRules(f)
-		changed = changed || made
-		if err != nil {
-			return changed, err
-		}
-		want, err := k.podRoutes(f, tap.Attrs().Index)
-		if err != nil {
-			return changed, err
-		}
-		made, err = applyPodRoutes(f, want)
+		made, err := k.applyFamilyRules(f)
 		changed = changed || made
 		if err != nil {
 			return changed, err
@@ -71,8 +64,25 @@ func (k Kernel) applyPods(tap netlink.Link) (changed bool, err error) {
 	return changed, nil
 }
 
-// rules returns those of a family. They are there iff it has a subnet and pods.
-func (k Kernel) rules(f kernelFamily) (rules []*netlink.Rule) {
+// applyPodRoutes makes the two tables what the Pods ask for. A pod whose link has gone or is down keeps its way to the engine, behind which
+// main's unreachable route answers.
+func (k Kernel) applyPodRoutes(tap netlink.Link) (changed bool, err error) {
+	up, err := k.podLinks()
+	if err != nil {
+		return false, err
+	}
+	for _, f := range k.families() {
+		made, err := applyPodRoutes(f, k.podRoutes(f, tap.Attrs().Index, up))
+		changed = changed || made
+		if err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+// podRules returns those of a family. They are there iff it has a subnet and pods.
+func (k Kernel) podRules(f kernelFamily) (rules []*netlink.Rule) {
 	if !f.subnet.IsValid() || len(k.Pods) == 0 {
 		return nil
 	}
@@ -85,12 +95,12 @@ func (k Kernel) rules(f kernelFamily) (rules []*netlink.Rule) {
 	return rules
 }
 
-func (k Kernel) applyRules(f kernelFamily) (changed bool, err error) {
+func (k Kernel) applyFamilyRules(f kernelFamily) (changed bool, err error) {
 	have, err := ownedRules(f.number)
 	if err != nil {
 		return false, err
 	}
-	want := k.rules(f)
+	want := k.podRules(f)
 	for _, r := range have {
 		if slices.ContainsFunc(want, func(w *netlink.Rule) bool { return sameRule(w, &r) }) {
 			continue
@@ -131,25 +141,33 @@ func ownedRules(family int) (owned []netlink.Rule, err error) {
 	return owned, nil
 }
 
-// podRoutes returns all routes of both tables.
-func (k Kernel) podRoutes(f kernelFamily, tapIndex int) (routes []netlink.Route, err error) {
-	if !f.subnet.IsValid() || len(k.Pods) == 0 {
+// podRoutes returns all routes of both tables. up has the links that are.
+func (k Kernel) podRoutes(f kernelFamily, tapIndex int, up map[string]int) (routes []netlink.Route) {
+	if !f.subnet.IsValid() {
+		return nil
+	}
+	for _, p := range k.Pods {
+		routes = append(routes, k.routesOf(f, p, tapIndex, up[p.Link])...)
+	}
+	return routes
+}
+
+// podLinks returns the indexes of links that are up, by name: no route goes to another.
+func (k Kernel) podLinks() (up map[string]int, err error) {
+	if len(k.Pods) == 0 {
 		return nil, nil
 	}
 	links, err := listing.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
-	index := map[string]int{}
+	up = map[string]int{}
 	for _, l := range links {
-		if l.Attrs().Flags&net.FlagUp != 0 { // no route goes to another
-			index[l.Attrs().Name] = l.Attrs().Index
+		if l.Attrs().Flags&net.FlagUp != 0 {
+			up[l.Attrs().Name] = l.Attrs().Index
 		}
 	}
-	for _, p := range k.Pods {
-		routes = append(routes, k.routesOf(f, p, tapIndex, index[p.Link])...)
-	}
-	return routes, nil
+	return up, nil
 }
 
 // routesOf returns the routes of one pod. linkIndex is 0 if its link has gone or is down.
@@ -270,7 +288,7 @@ func (k Kernel) addPod(p Pod) error {
 		if !f.subnet.IsValid() {
 			continue
 		}
-		if _, err := k.applyRules(f); err != nil {
+		if _, err := k.applyFamilyRules(f); err != nil {
 			return err
 		}
 		for _, r := range k.routesOf(f, p, tap.Attrs().Index, index) {

@@ -124,7 +124,7 @@ func TestPortPods(t *testing.T) {
 	addTAP(t, "tulle-t0")
 	k := kernelUnderTest("10.244.1.0/24").with6("fd00:244:0:1::/64", false)
 	r := NewReconciler(k, func(State) {})
-	r.apply()
+	r.apply(true)
 	pod := Pod{Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00:244:0:1::2")}, MAC: podMAC}
 	if err := errors.Join(r.PinPod(pod), r.AddPod(pod)); err != nil {
 		t.Fatal(err)
@@ -146,7 +146,7 @@ func TestPortPods(t *testing.T) {
 	if err := r.RemovePod(pod); err != nil {
 		t.Fatal(err)
 	}
-	r.apply()
+	r.apply(true)
 	nothingOfPods(t)
 }
 
@@ -157,7 +157,7 @@ func TestPodWays(t *testing.T) {
 	addTAP(t, "tulle-t0")
 	k := kernelUnderTest("10.244.1.0/24")
 	r := NewReconciler(k, func(State) {})
-	r.apply()
+	r.apply(true)
 	addPodLink(t, "tulle-v1")
 	pod := Pod{Link: "tulle-v1", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}, MAC: podMAC}
 	if err := errors.Join(r.PinPod(pod), r.AddPod(pod)); err != nil {

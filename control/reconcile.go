@@ -11,14 +11,16 @@ import (
 )
 
 const (
-	// resyncInterval bounds how long a change that is not announced (a sysctl, a neighbour) stays unseen.
+	// resyncInterval bounds how long a change that is not announced (a sysctl, a neighbour, nftables) stays unseen.
 	resyncInterval = 400 * time.Millisecond
+	// everyResync is how many of these looks it takes until one is at everything: announcements can be missed.
+	everyResync = 5
 	// settleTime lets a burst of announcements end before it is looked into.
 	settleTime = 5 * time.Millisecond
 )
 
 // A Reconciler keeps the kernel's state what it has to be: it compares all of it after each announcement of the
-// kernel's, after each Set, and now and then; it never relies on having seen a change.
+// kernel's, after each Set, and every two seconds, and what is not announced more often; it never relies on having seen a change.
 //
 // Its methods are safe for concurrent use; Run is called once.
 type Reconciler struct {
@@ -37,6 +39,7 @@ type Reconciler struct {
 // has become a new one that Set asked for. Nothing happens before Run.
 func NewReconciler(k Kernel, reached func(State)) *Reconciler {
 	repairs := map[Change]uint64{ChangedSysctl: 0, ChangedLink: 0, ChangedAddress: 0, ChangedRoute: 0, ChangedNeighbour: 0, ChangedPod: 0, ChangedNetfilter: 0}
+	k.rules = &rules{seen: map[string]seenRules{}}
 	return &Reconciler{wake: make(chan struct{}, 1), reached: reached, want: k, err: fmt.Errorf("link %s: not set up yet", k.TAP), repairs: repairs}
 }
 
@@ -74,11 +77,11 @@ func (r *Reconciler) Repairs() map[Change]uint64 {
 	return maps.Clone(r.repairs)
 }
 
-// apply compares and mends once. It reports whether a new state has been reached.
-func (r *Reconciler) apply() (State, bool) {
+// apply compares and mends once, everything or what is not announced. It reports whether a new state has been reached.
+func (r *Reconciler) apply(everything bool) (State, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	changes, err := r.want.Apply()
+	changes, err := r.want.apply(everything || r.err != nil || !r.settled)
 	if r.settled {
 		for _, c := range changes {
 			r.repairs[c]++
@@ -104,15 +107,17 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ticker := time.NewTicker(resyncInterval)
 	defer ticker.Stop()
-	for {
+	for looks := 0; ; looks++ {
+		everything := looks%everyResync == 0
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		case <-r.wake:
 			time.Sleep(settleTime)
+			everything = true
 		}
-		if state, reached := r.apply(); reached {
+		if state, reached := r.apply(everything); reached {
 			r.reached(state)
 		}
 	}

@@ -73,6 +73,18 @@ func (d daemon) look(sum *usage) error {
 	return sum.add(c)
 }
 
+// atRest is what a daemon takes while nothing is asked of it, milliseconds of CPU a second, and what it has used by then.
+func (d daemon) atRest(ctx context.Context) (rest float64, used usage, err error) {
+	var before usage
+	if err := d.look(&before); err != nil {
+		return 0, used, err
+	}
+	start := time.Now()
+	sleep(ctx, 3*time.Second)
+	err = d.look(&used)
+	return (used.cpu - before.cpu) * 1000 / time.Since(start).Seconds(), used, err
+}
+
 // add reads Prometheus' text format.
 func (u *usage) add(text io.Reader) error {
 	want := map[string]*float64{"go_memstats_mallocs_total": &u.allocs, "process_cpu_seconds_total": &u.cpu, "process_resident_memory_bytes": &u.memory}

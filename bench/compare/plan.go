@@ -61,7 +61,7 @@ func Plans() []Plan {
 				search: []time.Duration{50 * time.Millisecond, 100 * time.Millisecond}}},
 		{Name: "table", Rounds: 3, Entries: 1_000_000, Paths: []string{Bare, Kernel, "tulle", "tulle-kernel", "water", "wireguard"}, Underlays: underlays,
 			RoutersOn: underlays[:1], Cases: []Case{tcpCase(1), tcpCase(4), exchanging, small, smallMany},
-			ruler: ruler{warmUp: 500 * time.Millisecond, stream: 2 * time.Second, transact: time.Second, flood: 500 * time.Millisecond,
+			ruler: ruler{warmUp: 500 * time.Millisecond, stream: 2 * time.Second, transact: time.Second, flood: 1500 * time.Millisecond,
 				latency: time.Second, precision: 0.03, votes: 3, budget: 24, loads: []int{10, 50, 90},
 				search: []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, time.Second}}},
 		{Name: "full", Rounds: 5, Entries: 1_000_000, Paths: all, Underlays: underlays, Cases: cases,
