@@ -1,11 +1,8 @@
 package dataplane
 
 import (
-	"runtime"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // looks returns how many of n waits begin with a look that finds something, or finds nothing.
@@ -85,30 +82,25 @@ func TestPollerLooks(t *testing.T) {
 	}
 }
 
-// A thread has the time slice that it was given, and nothing else of it has changed, and then its former one again.
-func TestSlice(t *testing.T) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	slice := func(want time.Duration) *unix.SchedAttr {
-		if err := setSlice(want); err != nil {
-			t.Fatal(err)
-		}
-		attr, err := unix.SchedGetAttr(0, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return attr
+// TestBusyPollRests demands that nothing is looked for once the CPU was lost for long three times in a short time, for a second.
+func TestBusyPollRests(t *testing.T) {
+	now := time.Now()
+	b := busyPoll{budget: time.Microsecond, luck: luckScale}
+	for i := range 100 {
+		b.lost(longLoss-1, now)
+		b.lost(2*longLoss, now.Add(time.Duration(i)*(lossTime+1)))
 	}
-	before := slice(0)
-	if before.Runtime == 0 {
-		t.Skip("this kernel has one time slice for all threads (before Linux 6.12)")
+	if !b.wanted() {
+		t.Error("nothing is looked for after losses that were short or far between")
 	}
-	want := *before
-	want.Runtime = uint64(workerSlice)
-	if got := slice(workerSlice); *got != want {
-		t.Errorf("%+v, want %+v", got, want)
+	for range manyLosses {
+		b.lost(longLoss, now)
 	}
-	if got := slice(0); *got != *before {
-		t.Errorf("%+v, want %+v", got, before)
+	if b.looks(1000, true) != 0 {
+		t.Error("looked after losses")
+	}
+	b.until = now.Add(-time.Nanosecond)
+	if b.looks(1000, true) != 1000 {
+		t.Error("nothing is looked for after the rest")
 	}
 }

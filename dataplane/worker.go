@@ -29,16 +29,17 @@ type worker struct {
 	ended  chan struct{}
 	halt   atomic.Bool
 
-	rx      *packet.Batch
-	made    *packet.Batch // packets of the engine's own, of this turn
-	tx      [numSides]packet.Batch
-	pods    podPorts
-	now     time.Duration    // of this turn
-	from    Side             // of this turn
-	at      int              // index in rx of the frame at hand
-	flow    conntrack.Packet // of the frame at hand
-	touched touched
-	limits  icmpLimiter
+	rx       *packet.Batch
+	made     *packet.Batch // packets of the engine's own, of this turn
+	tx       [numSides]packet.Batch
+	pods     podPorts
+	now      time.Duration    // of this turn
+	from     Side             // of this turn
+	at       int              // index in rx of the frame at hand
+	flow     conntrack.Packet // of the frame at hand
+	touched  touched
+	limits   icmpLimiter
+	schedule schedule
 	// Fragments, by where they come from: the TAP or an underlay.
 	outFragments, inFragments *fragment.Tracker
 	left                      WorkerFragments // valid once the worker has ended
@@ -67,9 +68,7 @@ func newWorker(e *Engine, number int, p Ports) (*worker, error) {
 func (w *worker) run() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if setSlice(workerSlice) == nil { // without, the kernel's own
-		defer setSlice(0)
-	}
+	defer w.schedule.begin()()
 	defer close(w.ended)
 	defer w.leaveFragments()
 	for !w.halt.Load() {
@@ -195,6 +194,7 @@ func (w *worker) prepare(side Side) {
 
 // work decides the batch that was read, and writes what comes of it.
 func (w *worker) work(side Side) error {
+	w.schedule.note(len(w.rx.Frames), w.now)
 	set := w.engine.tables.Load()
 	w.touch(side, set)
 	in := &w.count.Ports[side]
