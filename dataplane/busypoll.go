@@ -77,6 +77,9 @@ func (b *busyPoll) lost(d time.Duration, now time.Time) {
 	}
 }
 
+// flooded forgets losses: whoever took the CPU is likely to be who sends so many packets.
+func (b *busyPoll) flooded() { b.losses, b.until = 0, time.Time{} }
+
 // look polls without sleeping until something is ready or for at most the budget, and returns the number of events. Between
 // two tries it gives the CPU to whoever else is runnable. The system calls are raw: the runtime's bookkeeping costs more than
 // they do, and none of them blocks.

@@ -99,6 +99,13 @@ func TestBusyPollRests(t *testing.T) {
 	if b.looks(1000, true) != 0 {
 		t.Error("looked after losses")
 	}
+	b.flooded()
+	if b.looks(1, true) != 1 {
+		t.Error("nothing is looked for in a flood")
+	}
+	for range manyLosses {
+		b.lost(longLoss, now)
+	}
 	b.until = now.Add(-time.Nanosecond)
 	if b.looks(1000, true) != 1000 {
 		t.Error("nothing is looked for after the rest")

@@ -37,18 +37,19 @@ func (s *schedule) begin() (end func()) {
 	return func() { setSchedule(unix.SCHED_NORMAL, 0) }
 }
 
-// note counts the frames of a turn that began at a time, and chooses by their rate.
-func (s *schedule) note(frames int, now time.Duration) {
+// note counts the frames of a turn that began at a time, chooses by their rate, and says whether they are many.
+func (s *schedule) note(frames int, now time.Duration) (many bool) {
 	s.frames += frames
 	took := now - s.since
 	if took < rateTime {
-		return
+		return s.batch
 	}
 	rate := float64(s.frames) / took.Seconds()
 	s.frames, s.since = 0, now
 	if want := rate >= batchRate || s.batch && rate >= quietRate; want != s.batch && s.works {
 		s.works = s.choose(want) == nil
 	}
+	return s.batch
 }
 
 func (s *schedule) choose(batch bool) error {

@@ -43,6 +43,9 @@ func TestSchedule(t *testing.T) {
 			now += time.Millisecond
 			s.note(c.rate/1000, now)
 		}
+		if many := s.note(0, now); many != (c.policy == unix.SCHED_BATCH) {
+			t.Errorf("step %d, %d frames a second: many %t", i, c.rate, many)
+		}
 		want := before
 		want.Policy, want.Runtime = c.policy, uint64(workerSlice)
 		if got := attr(); got != want {

@@ -194,7 +194,9 @@ func (w *worker) prepare(side Side) {
 
 // work decides the batch that was read, and writes what comes of it.
 func (w *worker) work(side Side) error {
-	w.schedule.note(len(w.rx.Frames), w.now)
+	if w.schedule.note(len(w.rx.Frames), w.now) {
+		w.poller.busy.flooded()
+	}
 	set := w.engine.tables.Load()
 	w.touch(side, set)
 	in := &w.count.Ports[side]
