@@ -33,7 +33,7 @@ const (
 	longLoss   = time.Millisecond       // is no neighbour that has a packet to see to,
 	manyLosses = 3                      // of them within
 	lossTime   = 100 * time.Millisecond // are somebody who computes:
-	restTime   = 5 * time.Second        // then nothing is looked for so long
+	restTime   = 300 * time.Millisecond // then nothing is looked for so long
 )
 
 // wanted reports whether the next wait is to begin with a look.
