@@ -83,9 +83,6 @@ func (k Kernel) apply(everything bool) ([]Change, error) {
 	if err != nil {
 		return nil, fmt.Errorf("link %s: %w", k.TAP, err)
 	}
-	if k.rules != nil {
-		k.rules.look()
-	}
 	var changes []Change
 	for _, part := range []struct {
 		kind      Change

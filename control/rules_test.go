@@ -93,8 +93,13 @@ func TestRulesSeen(t *testing.T) {
 	compare := func(want int, changed bool, fails error, compares bool) {
 		t.Helper()
 		before := compared
-		r.look()
-		got, err := r.unlessSeen("x", []int{want}, func() (bool, error) { compared++; return changed, fails })
+		got, err := r.unlessSeen("x", []int{want}, func() (bool, error) {
+			compared++
+			if changed {
+				touch()
+			}
+			return changed, fails
+		})
 		if (compared > before) != compares || compares && (got != changed || err != fails) || !compares && (got || err != nil) {
 			t.Errorf("compared %t, want %t; %t, %v", compared > before, compares, got, err)
 		}
@@ -110,6 +115,9 @@ func TestRulesSeen(t *testing.T) {
 	touch()
 	compare(1, false, nil, true)
 	compare(1, false, nil, false)
+	compare(2, true, nil, true)
+	compare(1, true, nil, true) // back to what was seen, but not since
+	compare(1, false, nil, true)
 	var unknown *rules
 	if changed, err := unknown.unlessSeen("x", 1, func() (bool, error) { return true, nil }); !changed || err != nil {
 		t.Error("nothing was compared without memory")
