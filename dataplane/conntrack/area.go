@@ -17,7 +17,7 @@ import (
 const (
 	headerLen     = 4096
 	magic         = 0x74756c6c65637431 // "tullect1"
-	layoutVersion = 1
+	layoutVersion = 2                  // also of the hash, which says where an entry is
 
 	minSlots = 512 // more than the probe sequence reaches, so that it never meets itself
 )

@@ -1,10 +1,6 @@
 package conntrack
 
-import (
-	"sync/atomic"
-
-	"github.com/tulle-net/tulle/dataplane/word"
-)
+import "sync/atomic"
 
 // A quota bounds the flows of each source: the address that a flow's first packet came from. Flows are counted in two rows of cells which
 // a keyed hash chooses. A source has no more flows than either of its cells says, so that the bound is never passed; one that shares both
@@ -27,22 +23,35 @@ func newQuota(most int) quota {
 	return q
 }
 
-// take counts a flow of the source with that hash, unless it is one too many.
+// take counts a flow of the source with that hash, unless it is one too many. Both cells are counted before either is looked at: of flows
+// that are taken at the same time the one that was counted last sees all of them, whatever the order of its cells. At the bound each of them may be
+// refused for the others.
 func (q *quota) take(source uint64) bool {
-	if q.most == 0 || q.count(source, 1) <= q.most {
+	if q.most == 0 {
+		return true
+	}
+	q.count(source, 1)
+	if first, second := q.of(source); min(first.Load(), second.Load()) <= q.most {
 		return true
 	}
 	q.count(source, -1)
 	return false
 }
 
-// count adds to a source's flows, and returns how many it has at most.
-func (q *quota) count(source uint64, change int32) int32 {
+// count adds to a source's flows.
+func (q *quota) count(source uint64, change int32) {
 	if q.most == 0 {
-		return 0
+		return
 	}
+	first, second := q.of(source)
+	first.Add(change)
+	second.Add(change)
+}
+
+// of returns the cells of a source, if there is a bound.
+func (q *quota) of(source uint64) (first, second *atomic.Int32) {
 	const mask = 1<<quotaBits - 1
-	return min(q.cells[0][source&mask].Add(change), q.cells[1][source>>quotaBits&mask].Add(change))
+	return &q.cells[0][source&mask], &q.cells[1][source>>quotaBits&mask]
 }
 
 // source is the hash of the address that sent the first packet of a flow with this key and control word.
@@ -51,14 +60,13 @@ func (a *area) source(k *key, ctrl uint64) uint64 {
 		return 0
 	}
 	second := ctrl&swapped != 0
-	if a.size == slotLen4 {
-		if second {
-			return word.Mix(k.addr[0]&0xffffffff^a.key[0], a.key[1])
-		}
-		return word.Mix(k.addr[0]>>32^a.key[0], a.key[1])
+	switch {
+	case a.size == slotLen4 && second:
+		return a.key.hashAddr(0, k.addr[0]&0xffffffff)
+	case a.size == slotLen4:
+		return a.key.hashAddr(0, k.addr[0]>>32)
+	case second:
+		return a.key.hashAddr(k.addr[3], k.addr[1])
 	}
-	if second {
-		return word.Mix(k.addr[1]^a.key[0], k.addr[3]^a.key[1])
-	}
-	return word.Mix(k.addr[0]^a.key[0], k.addr[2]^a.key[1])
+	return a.key.hashAddr(k.addr[2], k.addr[0])
 }

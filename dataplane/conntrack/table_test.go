@@ -12,13 +12,20 @@ import (
 	"github.com/tulle-net/tulle/dataplane/conntrack"
 )
 
-// Up to the capacity everything fits, and beyond it nothing does once all flows are assured.
+// Up to the capacity everything fits, but for one flow in 10^8 that finds its probe sequence full and takes the room of another, and beyond it
+// nothing does once all flows are assured.
 func TestCapacity(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		table, packets := filled(t, 50_000, v6, 17)
+		evicted := table.Stats().Evicted
+		if evicted > 2 {
+			t.Errorf("%d flows were evicted below the capacity", evicted)
+		}
 		for _, p := range packets {
 			p = reversed(p)
-			if hit, ok := table.Lookup(&p, now); !ok || !hit.Reply {
+			if hit, ok := table.Lookup(&p, now); !ok && evicted > 0 {
+				evicted--
+			} else if !ok || !hit.Reply {
 				t.Fatalf("%+v: %+v, %v", p, hit, ok)
 			}
 		}
@@ -250,7 +257,7 @@ func TestFile(t *testing.T) {
 	if _, err := table.File().ReadAt(header[:], 0); err != nil {
 		t.Fatal(err)
 	}
-	for i, want := range []uint64{0x74756c6c65637431, 1, 1000, 2000, 500, 1000} {
+	for i, want := range []uint64{0x74756c6c65637431, 2, 1000, 2000, 500, 1000} {
 		if got := binary.NativeEndian.Uint64(header[8*i:]); got != want {
 			t.Errorf("header word %d is %#x, want %#x", i, got, want)
 		}
