@@ -78,8 +78,8 @@ func run(ctx context.Context, c lab.Config, bytes int64) bool {
 	fmt.Printf("✓ lab: %d nodes with %d pods each; %v after the last daemon's start all know all (store %s, family %s, backend %s, device %s)\n",
 		c.Nodes, c.Pods, l.Converged().Round(time.Millisecond), l.Store(), l.Family(), l.Backend(), l.Device())
 	d := &demo{lab: l, nodes: l.Nodes(), bytes: bytes}
-	ok := d.steps(ctx, start.Add(limit))
-	if !ok {
+	failed := d.steps(ctx, start.Add(limit))
+	if failed != nil {
 		printLogs(l)
 	}
 	if err := l.Down(); err != nil {
@@ -87,12 +87,17 @@ func run(ctx context.Context, c lab.Config, bytes int64) bool {
 		return false
 	}
 	elapsed := time.Since(start).Round(100 * time.Millisecond)
-	fmt.Printf("%s: ping median RTT %s, TCP %s Gb/s (reading the source and hashing at both ends included), elapsed %v\n",
-		map[bool]string{true: "all passed", false: "FAILED"}[ok], strings.Join(d.rtt, ", "), strings.Join(d.gbps, ", "), elapsed)
-	return ok
+	if failed != nil {
+		fmt.Printf("FAILED after %v: %v\n", elapsed, failed)
+		return false
+	}
+	fmt.Printf("all passed: ping median RTT %s, TCP %s Gb/s (reading the source and hashing at both ends included), elapsed %v\n",
+		strings.Join(d.rtt, ", "), strings.Join(d.gbps, ", "), elapsed)
+	return true
 }
 
-func (d *demo) steps(ctx context.Context, end time.Time) bool {
+// steps ends with the first that fails.
+func (d *demo) steps(ctx context.Context, end time.Time) error {
 	ctx, cancel := context.WithDeadlineCause(ctx, end, fmt.Errorf("the demo takes longer than %v", limit))
 	defer cancel()
 	exchange := func(size int) func(context.Context, int) (string, error) {
@@ -117,11 +122,11 @@ func (d *demo) steps(ctx context.Context, end time.Time) bool {
 		}
 		if err != nil {
 			fmt.Printf("✗ %s: %v\n", step.name, err)
-			return false
+			return fmt.Errorf("%s: %w", step.name, err)
 		}
 		fmt.Printf("✓ %s: %s\n", step.name, detail)
 	}
-	return true
+	return nil
 }
 
 // printLogs shows the end of each daemon's log, for the lab's removal takes the files away.
