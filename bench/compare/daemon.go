@@ -34,13 +34,17 @@ func (s *session) look(sum *usage) error {
 	return nil
 }
 
-// spent is what the daemons use while run runs, which takes about window. What their control planes allocate in as long without it, before
-// or after, is not the packets': the more of both is taken off, with what the looks themselves take. Without daemons it is nothing.
+// controlPeriod is in what time a daemon's control plane has looked at everything once, with some to spare.
+const controlPeriod = 2200 * time.Millisecond
+
+// spent is what the daemons use while run runs, which takes about window. What their control planes allocate without it, before or after, in
+// as long, or in a period of theirs if that is longer, is not the packets': the more of both is taken off, with what the looks themselves
+// take. Without daemons it is nothing.
 func (s *session) spent(ctx context.Context, window time.Duration, run func() error) (usage, error) {
 	if len(s.daemons) == 0 {
 		return usage{}, run()
 	}
-	idle := func() error { sleep(ctx, window); return nil }
+	idle := func() error { sleep(ctx, max(window, controlPeriod)); return nil }
 	var seen [4]usage
 	for i, step := range []func() error{nil, idle, run, idle} {
 		if step != nil {
