@@ -20,14 +20,23 @@ type Environment struct {
 	GOARCH      string              `json:"goarch"`
 	Version     string              `json:"version"` // of the program, with its commit
 	Hypervisor  bool                `json:"hypervisor"`
-	Load        [3]float64          `json:"load"`     // averages over 1, 5 and 15 minutes
-	Offloads    map[string][]string `json:"offloads"` // that are on, of a node's link, by underlay
+	Congestion  string              `json:"congestion"` // control of new TCP connections, such as cubic
+	Load        [3]float64          `json:"load"`       // averages over 1, 5 and 15 minutes
+	Offloads    map[string][]string `json:"offloads"`   // that are on, of a node's link, by underlay
 	ClientCPU   int                 `json:"clientCPU"`
 	ServerCPU   int                 `json:"serverCPU"`
 }
 
 // Quiet says that little else ran: figures of another run are not to be published.
 func (e Environment) Quiet() bool { return e.Load[0] < 0.5 }
+
+// congestion goes behind the rest of the machine: what TCP's figures depend on. Older results do not have it.
+func (e Environment) congestion() string {
+	if e.Congestion == "" {
+		return ""
+	}
+	return ", TCP " + e.Congestion
+}
 
 // ReadEnvironment looks at this machine. What cannot be read stays empty.
 func ReadEnvironment(version string) Environment {
@@ -42,6 +51,9 @@ func ReadEnvironment(version string) Environment {
 	}
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
 		e.Load = parseLoad(b)
+	}
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control"); err == nil {
+		e.Congestion = string(bytes.TrimSpace(b))
 	}
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		e.CPU, e.Hypervisor = parseCPUInfo(b)

@@ -79,7 +79,7 @@ func (r *Result) Describe() []string { return append(r.about(), r.warnings()...)
 func (r *Result) about() []string {
 	e := r.Environment
 	lines := []string{
-		fmt.Sprintf("%s, %d CPUs, %d MiB, Linux %s, %s %s", e.CPU, e.CPUs, e.MemoryBytes>>20, e.Kernel, e.Go, e.GOARCH),
+		fmt.Sprintf("%s, %d CPUs, %d MiB, Linux %s, %s %s%s", e.CPU, e.CPUs, e.MemoryBytes>>20, e.Kernel, e.Go, e.GOARCH, e.congestion()),
 		fmt.Sprintf("tulle %s, preset %s, IP%s, %d rounds, %s", e.Version, r.Preset, r.Family, r.Rounds, r.Created.Format(time.RFC3339)),
 	}
 	if r.Command != "" {
