@@ -12,20 +12,17 @@ import (
 	"github.com/tulle-net/tulle/dataplane/conntrack"
 )
 
-// Up to the capacity everything fits, but for one flow in 10^8 that finds its probe sequence full and takes the room of another, and beyond it
-// nothing does once all flows are assured.
+// Up to the capacity everything fits, and beyond it nothing does once all flows are assured. One flow in 10^8 finds its probe sequence full and takes
+// the room of another: then it is tried again.
 func TestCapacity(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		table, packets := filled(t, 50_000, v6, 17)
-		evicted := table.Stats().Evicted
-		if evicted > 2 {
-			t.Errorf("%d flows were evicted below the capacity", evicted)
+		if table.Stats().Evicted > 0 {
+			table, packets = filled(t, 50_000, v6, 17)
 		}
 		for _, p := range packets {
 			p = reversed(p)
-			if hit, ok := table.Lookup(&p, now); !ok && evicted > 0 {
-				evicted--
-			} else if !ok || !hit.Reply {
+			if hit, ok := table.Lookup(&p, now); !ok || !hit.Reply {
 				t.Fatalf("%+v: %+v, %v", p, hit, ok)
 			}
 		}
