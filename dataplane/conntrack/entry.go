@@ -103,9 +103,13 @@ func (e *entry) timeout() uint32 {
 
 // expired says that more than the timeout has passed: never early, at most two seconds late.
 func (e *entry) expired(now uint32) bool {
-	idle := int32(now - e.lastSeen())
-	return idle > shortestTimeout && uint32(idle) > e.timeout()
+	return int32(now-e.lastSeen()) > shortestTimeout && e.outlived(now)
 }
+
+// outlived is apart so that expired, which mostly needs none of it, is inlined.
+//
+//go:noinline
+func (e *entry) outlived(now uint32) bool { return now-e.lastSeen() > e.timeout() }
 
 // seconds truncates a time to what slots hold.
 func seconds(now time.Duration) uint32 { return uint32(uint64(max(now, 0)) / uint64(time.Second)) }
@@ -155,8 +159,12 @@ func (a *area) loadKey(s, ctrl uint64) key {
 
 // holds says whether a slot whose control word is ctrl holds the entry of k.
 func (w *slot) holds(ctrl uint64, k *key, size uint64) bool {
-	return w[wAddr].Load() == k.addr[0] && uint32(w[wPorts].Load()>>32) == k.ports && protoOf(ctrl) == k.proto &&
-		stateOf(ctrl) != free && (size == slotLen4 || w.wide().holdsRest(k))
+	return w.begins(ctrl, k) && (size == slotLen4 || w.wide().holdsRest(k))
+}
+
+// begins compares what slots of both families have.
+func (w *slot) begins(ctrl uint64, k *key) bool {
+	return w[wAddr].Load() == k.addr[0] && uint32(w[wPorts].Load()>>32) == k.ports && protoOf(ctrl) == k.proto && stateOf(ctrl) != free
 }
 
 func (w *slot6) holdsRest(k *key) bool {

@@ -9,14 +9,11 @@ import (
 // Lookup finds the packet's flow and advances it by the packet. It misses when there is none, when it has timed out,
 // and when the packet is the SYN of the next connection after one that was closed: then the caller asks its policy
 // and calls Insert.
-func (t *Table) Lookup(p *Packet, now time.Duration) (Hit, bool) {
+func (t *Table) Lookup(p *Packet, now time.Duration) (hit Hit, found bool) {
 	var k key
-	a := t.setKey(&k, &p.Tuple)
-	if a == nil {
-		return Hit{}, false
+	if a := t.setKey(&k, &p.Tuple); a != nil {
+		found = a.lookup(&k, p, seconds(now), &hit)
 	}
-	var hit Hit
-	found := a.lookup(&k, p, seconds(now), &hit)
 	return hit, found
 }
 
@@ -63,17 +60,19 @@ func (a *area) among(home, h uint64, k *key) (s, ctrl uint64, ok bool) {
 		s = a.probeAt(home, bits.TrailingZeros64(rest))
 		w := a.slot(s)
 		ctrl = w[wCtrl].Load()
-		if w.holds(ctrl, k, a.size) {
+		if w.begins(ctrl, k) && (a.size == slotLen4 || w.wide().holdsRest(k)) {
 			return s, ctrl, true
 		}
 	}
 	return 0, 0, false
 }
 
-// lookup fills hit, which is zero, if k has a live flow.
+// lookup fills hit, which is zero, if k has a live flow. It and what it calls are written so that most of it is inlined: each call is 1 ns of
+// some 40.
 func (a *area) lookup(k *key, p *Packet, now uint32, hit *Hit) bool {
+	home := a.home(k.hash)
 	for spin := 0; ; spin++ {
-		s, ctrl, ok := a.find(k)
+		s, ctrl, ok := a.among(home, a.slot(home)[wCtrl].Load(), k) // find
 		if !ok {
 			return false
 		}
@@ -106,7 +105,9 @@ func (a *area) advance(s, ctrl uint64, k *key, p *Packet, now uint32, hit *Hit) 
 		return false, w[wCtrl].Load() == ctrl
 	}
 	hit.ID, hit.State, hit.Reply, hit.OutOfWindow = a.id(s, e.generation()), stateOf(e.ctrl), reply, result == refused
-	w.loadNAT(a.size, &hit.NAT)
+	if a.size != slotLen4 || w[wAddr2].Load() != 0 { // else there is none
+		w.loadNAT(a.size, &hit.NAT)
+	}
 	if changed {
 		return true, w.commit(ctrl, &e)
 	}
