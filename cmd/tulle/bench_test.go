@@ -234,7 +234,7 @@ func TestBenchErrors(t *testing.T) {
 		{[]string{"restarts", "--kills", "-1"}, 2, "--kills -1: must be 0 to 10000"},
 		{[]string{"restarts", "--next", "/nowhere"}, 2, "--next: stat /nowhere"},
 		{[]string{"frobnicate"}, 2, `no command "frobnicate" (have: run, compare, scale, restarts, report)`},
-		{[]string{"compare", "--preset", "slow"}, 2, `no such preset (have: quick, table, full)`},
+		{[]string{"compare", "--preset", "slow"}, 2, `no such preset (have: quick, table, variants, full)`},
 		{[]string{"scale", "--preset", "table"}, 2, `no such preset (have: quick, full)`},
 		{[]string{"compare", "--paths", "string"}, 2, "no such path (have: bare, kernel, tulle"},
 		{[]string{"compare", "--cases", "x"}, 2, "no such case (have: tcp/1-flow"},

@@ -52,7 +52,7 @@ generator-bound.`,
 	f.StringVar(&o.listen, "listen", "", "be the server for others at this ADDR:PORT, until SIGINT or SIGTERM")
 	f.StringVar(&o.connect, "connect", "", "measure the path to the server that listens at this ADDR:PORT")
 	f.StringVar(&o.dir, "lab-dir", lab.DefaultDir, "directory of the lab that is up")
-	f.StringVar(&o.preset, "preset", "quick", "what and how long: quick, table or full")
+	f.StringVar(&o.preset, "preset", "quick", "what and how long: quick, table, variants or full")
 	f.StringSliceVar(&o.cases, "cases", nil, "only these, such as tcp/1-flow; an unknown one lists all")
 	f.IntVar(&o.rounds, "rounds", 0, "number of rounds (default: the preset's)")
 	f.StringVar(&o.save, "save", "", "file for the result with all trials (default: none)")
