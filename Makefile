@@ -9,10 +9,9 @@
 # make cni-cycles   CYCLES (default 10000) containers added and deleted while plugins and daemon are killed (root)
 # make fuzz    every fuzzer for FUZZTIME each (default 30s)
 # make bench   kernel VXLAN, tulle and others in turns, in under 20 minutes, on a machine that does nothing else (root); bench-variants
-#              tulle's devices, underlays and wire formats in 40 minutes, bench-full everything in some three hours, bench-quick two minutes to
+#              tulle's devices, underlays and wire formats in 40 minutes, bench-full everything in about three hours, bench-quick two minutes to
 #              see that it works. Results in $(BENCHOUT)/, see docs/benchmarks.md; BASELINE=old.json fails where it was faster
 # make performance   docs/performance.md, from $(BENCHOUT)/table.json or RESULT=FILE and the curves beside it
-# make variants      docs/variants.md, from $(BENCHOUT)/variants.json or RESULT=FILE
 # make chaos   faults, one every ten seconds for DURATION (default 30m), under traffic: does everything come back by itself? (root)
 # make lint    gofmt, vet, staticcheck, import boundaries
 
@@ -37,7 +36,7 @@ RACE_E2E := TestPods|TestRepair|TestRestartKeepsSubnet|TestHolderDies|TestTakeov
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL     := $(GO) tool -modfile=scripts/tools.mod
 
-.PHONY: build demo chaos e2e-containers sim nodes cni-cycles test fuzz bench bench-variants bench-full bench-quick performance variants lint clean need-root
+.PHONY: build demo chaos e2e-containers sim nodes cni-cycles test fuzz bench bench-variants bench-full bench-quick performance lint clean need-root
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/tulle ./cmd/tulle
@@ -89,13 +88,11 @@ bench bench-variants bench-full bench-quick: need-root build
 	for form in html md txt; do bin/tulle bench report $(BENCHOUT)/$(PRESET).json -o $(BENCHOUT)/$(PRESET).$$form \
 	  $(if $(filter full,$(PRESET)),--curves $(BENCHOUT)/curves.txt) $(if $(filter full quick,$(PRESET)),--curves $(BENCHOUT)/scale.txt) || exit 1; done
 
+RESULT      ?= $(BENCHOUT)/table.json
 CURVES_FROM ?= $(wildcard $(BENCHOUT)/curves.txt $(BENCHOUT)/scale.txt)
-performance: RESULT ?= $(BENCHOUT)/table.json
-performance: REPORTED = $(foreach file,$(CURVES_FROM),--curves $(file))
-variants:    RESULT ?= $(BENCHOUT)/variants.json
-performance variants: build
-	bin/tulle bench report $(RESULT) --without-trials $(REPORTED) -o docs/$@.json
-	bin/tulle bench report docs/$@.json -o docs/$@.md
+performance: build
+	bin/tulle bench report $(RESULT) --without-trials $(foreach file,$(CURVES_FROM),--curves $(file)) -o docs/performance.json
+	bin/tulle bench report docs/performance.json -o docs/performance.md
 
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l . ; echo "not gofmt-ed: run gofmt -w on these" ; exit 1 ; }

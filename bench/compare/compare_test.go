@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tulle-net/tulle/bench"
 	"github.com/tulle-net/tulle/bench/result"
@@ -104,6 +105,22 @@ func TestTableHasAllTargets(t *testing.T) {
 			!slices.ContainsFunc(plan.Cases, func(c Case) bool { return target.Name == c.Name || strings.HasPrefix(target.Name, c.Name+"/") }) {
 			t.Errorf("%s: no case for %s on %q", target.Title, target.Name, target.Underlay)
 		}
+	}
+}
+
+// What is left is told from what the labs of all rounds and underlays took so far; the plain routers are not on all of these.
+func TestLeft(t *testing.T) {
+	plan, err := FindPlan("table")
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths, err := Select(plan.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := run{plan: plan, paths: paths, begun: time.Now().Add(-8 * time.Minute), labs: 8}
+	if got := r.left(); got != "lab 8 of 24, about 16m0s left" {
+		t.Error(got)
 	}
 }
 

@@ -60,6 +60,8 @@ type run struct {
 	options Options
 	paths   []Path
 	out     *result.Result
+	begun   time.Time
+	labs    int // measured
 }
 
 func newRun(p Plan, o Options) (*run, error) {
@@ -74,7 +76,7 @@ func newRun(p Plan, o Options) (*run, error) {
 		Reference: Kernel, Environment: result.ReadEnvironment(o.Version), Figures: []result.Figure{}, Trials: []result.Trial{},
 		Failures: []result.Failure{}}
 	out.Environment.ClientCPU, out.Environment.ServerCPU = client, server
-	return &run{plan: p, options: o, out: out}, nil
+	return &run{plan: p, options: o, out: out, begun: time.Now()}, nil
 }
 
 // pinned gives a CPU to each side, the same if there is but one.
@@ -96,22 +98,41 @@ func (r *run) round(ctx context.Context, round int) error {
 		return err
 	}
 	for _, underlay := range r.plan.Underlays {
-		paths := slices.Clone(r.paths)
+		paths := r.on(underlay)
 		if round%2 == 0 {
 			slices.Reverse(paths)
 		}
 		for _, path := range paths {
-			if !r.plan.has(path, underlay) {
-				continue
-			}
 			s := r.session(round, underlay, path)
 			s.bare = bare
 			if err := r.lab(ctx, s, path); err != nil {
 				return err
 			}
+			r.labs++
+			s.say("%s", r.left())
 		}
 	}
 	return nil
+}
+
+// on lists the paths that are measured on an underlay.
+func (r *run) on(underlay string) (paths []Path) {
+	for _, path := range r.paths {
+		if r.plan.has(path, underlay) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// left says how many labs were measured, and how long the others will take if they take as long.
+func (r *run) left() string {
+	all := 0
+	for _, underlay := range r.plan.Underlays {
+		all += r.plan.Rounds * len(r.on(underlay))
+	}
+	each := time.Since(r.begun) / time.Duration(r.labs)
+	return fmt.Sprintf("lab %d of %d, about %s left", r.labs, all, (time.Duration(all-r.labs) * each).Round(time.Second))
 }
 
 // tables measures what needs no path.
