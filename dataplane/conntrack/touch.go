@@ -43,14 +43,19 @@ func (t *Table) touch(tuples []Tuple) {
 	for i, a := range areas[:n] {
 		ctrls[i] = a.slot(homes[i])[wCtrl].Load()
 	}
-	var lines [2 * touchAtOnce][2]*slot
+	var lines [4 * touchAtOnce]*slot
+	m := 0
 	for i, a := range areas[:n] {
 		first, second := entriesOf(ctrls[i])
-		lines[2*i], lines[2*i+1] = a.lines(homes[i], first), a.lines(homes[i], second)
+		lines[m], lines[m+1] = a.entry(homes[i], first), a.entry(homes[i], second)
+		m += 2
+		if a.size == slotLen6 {
+			lines[m], lines[m+1] = lines[m-2].second(), lines[m-1].second()
+			m += 2
+		}
 	}
-	for _, l := range lines[:2*n] {
-		l[0][0].Load()
-		l[1][0].Load()
+	for _, l := range lines[:m] {
+		l[0].Load()
 	}
 }
 
@@ -62,8 +67,10 @@ func entriesOf(ctrl uint64) (first, second uint64) {
 	return first, max(entries^first, first)
 }
 
-// lines are the first and the last cache line of the first of a home's entries, given by their bits: in IPv4 the same.
-func (a *area) lines(home, entries uint64) [2]*slot {
-	w := a.slot(a.probeAt(home, bits.TrailingZeros64(entries)))
-	return [2]*slot{w, (*slot)(unsafe.Add(unsafe.Pointer(w), a.size-slotLen4))}
+// entry is the first of a home's entries, given by their bits.
+func (a *area) entry(home, entries uint64) *slot {
+	return a.slot(a.probeAt(home, bits.TrailingZeros64(entries)))
 }
+
+// second is the second cache line of an IPv6 slot.
+func (w *slot) second() *slot { return (*slot)(unsafe.Add(unsafe.Pointer(w), slotLen4)) }

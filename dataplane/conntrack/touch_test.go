@@ -44,16 +44,15 @@ func TestTouch(t *testing.T) {
 	}
 }
 
-// touched counts the tuples whose slot is among those that are touched, to its end.
+// touched counts the tuples whose slot is among those that are touched.
 func touched(table *Table, tuples []Tuple) (found int) {
 	for i := range tuples {
 		var k key
 		a := table.setKey(&k, &tuples[i])
 		s, _, _ := a.find(&k)
-		want := [2]*slot{a.slot(s), (*slot)(unsafe.Add(unsafe.Pointer(a.slot(s)), a.size-slotLen4))}
 		home := a.home(k.hash)
 		first, second := entriesOf(a.slot(home)[wCtrl].Load())
-		if a.lines(home, first) == want || a.lines(home, second) == want {
+		if want := a.slot(s); a.entry(home, first) == want || a.entry(home, second) == want {
 			found++
 		}
 	}
@@ -72,7 +71,10 @@ func TestTouchStaysInside(t *testing.T) {
 		for _, a := range []*area{&table.v4, &table.v6} {
 			for home := range a.slots {
 				first, second := entriesOf(rand.Uint64() & rand.Uint64() & rand.Uint64() & rand.Uint64() & rand.Uint64())
-				for _, line := range [...]*slot{a.lines(home, first)[1], a.lines(home, second)[1]} {
+				for _, line := range [...]*slot{a.entry(home, first), a.entry(home, second)} {
+					if a.size == slotLen6 {
+						line = line.second()
+					}
 					if at := uintptr(unsafe.Pointer(line)) - begin; at > uintptr(len(table.mem)-slotLen4) {
 						t.Fatalf("home %d: a line at %d of %d bytes", home, int(at), len(table.mem))
 					}
