@@ -84,7 +84,7 @@ With --baseline, ends with 4 if a figure is worse than the older one by more tha
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.preset, "preset", "table", "what and how long: quick (smoke, 2 minutes), table (20 minutes), variants (of tulle, 40 minutes) or full (3 hours)")
+	f.StringVar(&o.preset, "preset", "table", "what and how long: quick (smoke, 2 minutes), table (20 minutes), variants (of tulle, 40 minutes) or full (about 3 hours)")
 	f.StringSliceVar(&o.paths, "paths", nil, "only these of the preset's or others: "+strings.Join(pathNames(), ", "))
 	f.StringSliceVar(&o.underlays, "underlays", nil, "only these: "+strings.Join(compare.Underlays(), ", "))
 	f.StringSliceVar(&o.cases, "cases", nil, "only these, such as tcp/1-flow; an unknown one lists all")

@@ -93,3 +93,17 @@ func peerAt(v control.View, ip netip.Addr) *control.Peer {
 	}
 	return nil
 }
+
+// keptPeers demands that no view after the first with so many peers has fewer.
+func (r *running) keptPeers(n int) {
+	r.t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	had := false
+	for i, v := range r.views {
+		if had && len(v.Peers) < n {
+			r.t.Fatalf("view %d has %d peers, there were %d", i, len(v.Peers), n)
+		}
+		had = had || len(v.Peers) >= n
+	}
+}

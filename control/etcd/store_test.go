@@ -206,20 +206,6 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// keptPeers demands that no view after the first with so many peers has fewer.
-func (r *running) keptPeers(n int) {
-	r.t.Helper()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	had := false
-	for i, v := range r.views {
-		if had && len(v.Peers) < n {
-			r.t.Fatalf("view %d has %d peers, there were %d", i, len(v.Peers), n)
-		}
-		had = had || len(v.Peers) >= n
-	}
-}
-
 // A peer whose lease went while etcd answers stays for a while, unless another node has its subnet.
 func TestGone(t *testing.T) {
 	s := startServer(t)

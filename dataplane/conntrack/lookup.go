@@ -60,7 +60,7 @@ func (a *area) among(home, h uint64, k *key) (s, ctrl uint64, ok bool) {
 		s = a.probeAt(home, bits.TrailingZeros64(rest))
 		w := a.slot(s)
 		ctrl = w[wCtrl].Load()
-		if w.begins(ctrl, k) && (a.size == slotLen4 || w.wide().holdsRest(k)) {
+		if w.begins(ctrl, k) && (a.size == slotLen4 || w.wide().holdsRest(k)) { // holds
 			return s, ctrl, true
 		}
 	}

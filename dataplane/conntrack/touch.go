@@ -24,9 +24,18 @@ func (t *Table) Touch(tuples []Tuple) {
 	}
 }
 
-// touch is in steps, of which those that load do nothing else and have no branches: a CPU runs some hundred instructions ahead of a load
-// that it waits for, and has as many loads under way as are among them.
+// touch loads before a batch looks up, in a loop that does nothing else.
 func (t *Table) touch(tuples []Tuple) {
+	var lines [4 * touchAtOnce]*slot
+	for _, l := range lines[:t.lines(tuples, &lines)] {
+		l[0].Load()
+	}
+}
+
+// lines are the cache lines that Lookup will look at for at most touchAtOnce tuples, and how many. It goes in steps, of which those that load do
+// nothing else and have no branches, as in touch: a CPU runs some hundred instructions ahead of a load that it waits for, and has as many loads under way as are
+// among them.
+func (t *Table) lines(tuples []Tuple, lines *[4 * touchAtOnce]*slot) (count int) {
 	var (
 		areas [touchAtOnce]*area
 		homes [touchAtOnce]uint64
@@ -43,20 +52,17 @@ func (t *Table) touch(tuples []Tuple) {
 	for i, a := range areas[:n] {
 		ctrls[i] = a.slot(homes[i])[wCtrl].Load()
 	}
-	var lines [4 * touchAtOnce]*slot
-	m := 0
 	for i, a := range areas[:n] {
-		first, second := entriesOf(ctrls[i])
-		lines[m], lines[m+1] = a.entry(homes[i], first), a.entry(homes[i], second)
-		m += 2
+		one, other := entriesOf(ctrls[i])
+		first, second := a.entry(homes[i], one), a.entry(homes[i], other)
+		lines[count], lines[count+1] = first, second
+		count += 2
 		if a.size == slotLen6 {
-			lines[m], lines[m+1] = lines[m-2].second(), lines[m-1].second()
-			m += 2
+			lines[count], lines[count+1] = first.second(), second.second()
+			count += 2
 		}
 	}
-	for _, l := range lines[:m] {
-		l[0].Load()
-	}
+	return count
 }
 
 // entriesOf are the first two entries of a home by its control word, each as its bit there: one entry in thirty is a later one. In place

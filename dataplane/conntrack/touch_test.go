@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -44,15 +45,16 @@ func TestTouch(t *testing.T) {
 	}
 }
 
-// touched counts the tuples whose slot is among those that are touched.
+// touched counts the tuples whose slot is among what is touched for them, to its end.
 func touched(table *Table, tuples []Tuple) (found int) {
 	for i := range tuples {
 		var k key
 		a := table.setKey(&k, &tuples[i])
 		s, _, _ := a.find(&k)
-		home := a.home(k.hash)
-		first, second := entriesOf(a.slot(home)[wCtrl].Load())
-		if want := a.slot(s); a.entry(home, first) == want || a.entry(home, second) == want {
+		first := a.slot(s)
+		last := (*slot)(unsafe.Add(unsafe.Pointer(first), a.size-slotLen4))
+		var lines [4 * touchAtOnce]*slot
+		if got := lines[:table.lines(tuples[i:i+1], &lines)]; slices.Contains(got, first) && slices.Contains(got, last) {
 			found++
 		}
 	}
